@@ -1,0 +1,49 @@
+# `make help` lists the verbs. Everything runs in .venv, which the first verb sets up.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SLIDES ?=
+DEMO   ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-full lint types format bench clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+# The stamp is newer than pyproject.toml once the environment holds what it asks for.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "wsipipe needs Python 3.11 or newer; name one with PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.installed  ## set up .venv with everything for development
+
+demo: $(VENV)/.installed  ## the main job on three synthetic slides (or SLIDES=folder)
+	@$(BIN)/python examples/demo.py --out $(DEMO) $(if $(SLIDES),--slides "$(SLIDES)")
+
+test: $(VENV)/.installed  ## lint, types and the ordinary tests (under 10 minutes on 2 cores)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not full and not weights"
+
+test-full: $(VENV)/.installed  ## everything, the long tests too
+	$(BIN)/python -m pytest -m "not weights"
+
+lint: $(VENV)/.installed  ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## let ruff format and fix
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## all benchmarks: ratios, measured in one run
+	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+clean:  ## remove what the verbs made
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,97 @@
+"""The command line: `wsipipe COMMAND`. One file a command; a command is imported when it is used.
+
+Each module `wsipipe.cli.<name>` has a function `command` (typer reads its signature and docstring)
+or, for a group of commands, a `typer.Typer` named `app`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from wsipipe import __version__
+from wsipipe.errors import WsipipeError
+
+# command -> (module, what it does). In the order in which a newcomer meets them.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "extract": ("extract", "The main job: tissue, tiles, features, for all slides; resumable."),
+    "inspect": ("inspect", "Open, measure, plan; write nothing."),
+    "tissue": ("tissue", "Only find the tissue."),
+    "tile": ("tile", "Only find the tissue and lay the grid."),
+    "encoders": ("encoders", "The catalogue of encoders; one card."),
+    "pull": ("pull", "Weights ahead of time, also for machines without network."),
+    "status": ("status", "What is done and what is not."),
+    "verify": ("verify", "What is broken; damage found: exit 1."),
+    "synth": ("synth", "Make synthetic H&E-like slides with known tissue, tumour and labels."),
+    "doctor": ("doctor", "Is this machine fit?"),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Shows all commands without importing any; imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, short_help = COMMANDS[cmd_name]
+        if _only_listing():
+            return TyperCommand(cmd_name, help=short_help, short_help=short_help)
+        module = importlib.import_module(f"wsipipe.cli.{module_name}")
+        if hasattr(module, "app"):
+            command = typer.main.get_command(module.app)
+        else:
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command(cmd_name)(module.command)
+            command = typer.main.get_command(single)
+        command.name = cmd_name
+        command.short_help = short_help
+        return command
+
+
+def _only_listing() -> bool:
+    """True while `wsipipe --help` draws its list (no command was named)."""
+    return not [a for a in sys.argv[1:] if not a.startswith("-")]
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    name="wsipipe",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Whole-slide images in; features, MIL models and heatmaps out.",
+    epilog="Start: wsipipe synth slides && wsipipe extract slides --encoder texture",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"wsipipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with the codes of the contract."""
+    try:
+        app(args=args, standalone_mode=True)
+    except WsipipeError as error:
+        typer.echo(f"wsipipe: {error}", err=True)
+        sys.exit(error.exit_code)
