@@ -1,1 +1,13 @@
-"""..."""
+"""Where the tissue is, and what is pen: `detect_tissue` -> `TissueMask`; GeoJSON in and out."""
+
+from wsipipe.tissue.detect import detect_tissue, tissue_settings
+from wsipipe.tissue.geojson import read_tissue_geojson, write_tissue_geojson
+from wsipipe.tissue.mask import TissueMask
+
+__all__ = [
+    "TissueMask",
+    "detect_tissue",
+    "read_tissue_geojson",
+    "tissue_settings",
+    "write_tissue_geojson",
+]

@@ -1,0 +1,133 @@
+"""`detect_tissue`: from a slide and the name of a method to a `TissueMask`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsipipe.errors import ConfigError, TissueError
+from wsipipe.tissue.mask import TissueMask
+from wsipipe.tissue.settings import CLASSICAL, VERSIONS, classical_settings
+
+if TYPE_CHECKING:
+    from wsipipe.slide import Slide
+
+__all__ = ["detect_tissue", "tissue_settings"]
+
+# A picture with at least this share of black and hardly any glass is a dark-field one.
+_DARK_SHARE = 0.5
+_GLASS_SHARE = 0.02
+
+
+def detect_tissue(
+    slide: Slide, method: str = "auto", *, slide_id: str | None = None, **settings: Any
+) -> TissueMask:
+    """Find the tissue of a slide.
+
+    Args:
+        slide: An open slide. Only its own pixels are read, never the label or macro image.
+        method: "auto" (the classical detector), "otsu", "hsv", "entropy", "none" (all of the
+            slide), or a folder of GeoJSON masks named `<slide_id>.geojson`.
+        slide_id: Which mask of the folder; the slide's base name where None.
+        settings: Parameters of the method, as `ClassicalSettings` names them.
+
+    Returns:
+        Mask over the whole level-0 area.
+
+    Raises:
+        ConfigError: Unknown method or setting.
+        MissingMppError: The slide does not say how large a pixel is.
+        TissueError: The slide has a dark background (fluorescence), or its mask does not fit.
+    """
+    recorded = tissue_settings(method, slide_id=slide_id or _base_name(slide), **settings)
+    if method == "none":
+        return _whole_slide(slide, recorded)
+    if method in CLASSICAL:
+        return _classical(slide, method, recorded, settings)
+    from wsipipe.tissue.geojson import mask_file, read_tissue_geojson
+
+    path = mask_file(Path(method), slide_id or _base_name(slide))
+    return read_tissue_geojson(path, slide)
+
+
+def tissue_settings(
+    method: str = "auto", *, slide_id: str | None = None, **settings: Any
+) -> dict[str, Any]:
+    """What decides a mask besides the pixels: method, version, parameters; JSON-able.
+
+    For a folder of masks and a `slide_id` this holds the sha256 of that slide's file; without a
+    `slide_id` only that masks are given.
+
+    Raises:
+        ConfigError: Unknown method or setting.
+        TissueError: The folder has no mask for the slide.
+    """
+    if method == "none":
+        return {"method": method, "version": VERSIONS[method]}
+    if method in CLASSICAL:
+        from dataclasses import asdict
+
+        parameters = asdict(classical_settings(method, settings))
+        return {"method": method, "version": VERSIONS[method], **parameters}
+    if Path(method).is_dir():
+        from wsipipe.tissue.geojson import file_sha256, mask_file
+
+        recorded: dict[str, Any] = {"method": "geojson", "version": VERSIONS["geojson"]}
+        if slide_id is not None:
+            recorded["sha256"] = file_sha256(mask_file(Path(method), slide_id))
+        return recorded
+    raise ConfigError(
+        f"No tissue method is called {method!r} and no folder lies there.",
+        f"Methods: {', '.join((*CLASSICAL, 'none'))}, or a folder of <slide_id>.geojson masks.",
+    )
+
+
+def _base_name(slide: Slide) -> str:
+    return Path(slide.path).name.split(".")[0]
+
+
+def _whole_slide(slide: Slide, recorded: dict[str, Any]) -> TissueMask:
+    """One mask pixel as large as the slide: exact, and free."""
+    width, height = slide.dimensions
+    return TissueMask(
+        mask=np.ones((1, 1), dtype=bool),
+        downsample=(Fraction(width), Fraction(height)),
+        method="none",
+        settings=recorded,
+        mpp_xy=slide.mpp_xy,
+    )
+
+
+def _classical(
+    slide: Slide, method: str, recorded: dict[str, Any], given: dict[str, Any]
+) -> TissueMask:
+    from wsipipe.tissue.classical import detect_tissue_rgb
+
+    settings = classical_settings(method, given)
+    mpp_x, mpp_y = slide.mpp_xy
+    thumbnail = slide.thumbnail(settings.mpp)
+    _refuse_dark_field(slide, thumbnail.pixels)
+    scale = (float(mpp_x * thumbnail.downsample[0]), float(mpp_y * thumbnail.downsample[1]))
+    found = detect_tissue_rgb(thumbnail.pixels, scale, settings, method=method)
+    return TissueMask(
+        mask=found.tissue,
+        downsample=thumbnail.downsample,
+        method=method,
+        settings=recorded,
+        mpp_xy=slide.mpp_xy,
+        pen=found.pen if settings.pen else None,
+    )
+
+
+def _refuse_dark_field(slide: Slide, rgb: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    high = rgb.max(axis=2)
+    dark = np.count_nonzero(high < 40) / high.size
+    glass = np.count_nonzero(rgb.min(axis=2) >= 150) / high.size
+    if dark >= _DARK_SHARE and glass < _GLASS_SHARE and high.max() > 8:
+        raise TissueError(
+            slide.path,
+            f"the background is dark ({dark:.0%} black): fluorescence, not a brightfield slide.",
+        )

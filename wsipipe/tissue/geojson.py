@@ -1,0 +1,206 @@
+"""Tissue masks as GeoJSON in level-0 pixels: written as QuPath opens it, read from many tools.
+
+Read are: a FeatureCollection (QuPath, TRIDENT), a list of features (older QuPath), one feature or
+geometry, and an object with lists of contours under "tissue" and "holes" (CLAM's structure).
+Rings may be open or closed, cross themselves, overlap each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsipipe.errors import TissueError
+from wsipipe.tissue.mask import TissueMask
+from wsipipe.tissue.settings import VERSIONS
+
+if TYPE_CHECKING:
+    from shapely.geometry import Polygon
+
+    from wsipipe.slide import Slide
+
+__all__ = ["file_sha256", "mask_file", "read_tissue_geojson", "write_tissue_geojson"]
+
+# Resolution of the pixel form of masks that came as polygons, µm per pixel.
+_GRID_UM = 8.0
+# Annotators draw over the edge; a mask of another slide lies outside by more than this share.
+_MAX_OUTSIDE = 0.05
+_COLOUR = (0, 160, 0)
+_NAMESPACE = uuid.UUID("6f2f0a1c-6c5e-5d0e-9a53-0d6b8f6f5a11")
+
+
+def write_tissue_geojson(
+    tissue: TissueMask, path: str | Path | None = None, *, slide_id: str = ""
+) -> bytes:
+    """Serialise a mask: one annotation a connected part, holes as interior rings.
+
+    Args:
+        tissue: The mask.
+        path: Where to write; None only returns the bytes.
+        slide_id: Recorded, and the seed of the objects' ids.
+
+    Returns:
+        The file's bytes, the same for the same mask.
+    """
+    height, width = tissue.mask.shape
+    features = []
+    for index, polygon in enumerate(tissue.polygons()):
+        features.append(
+            {
+                "type": "Feature",
+                "id": str(uuid.uuid5(_NAMESPACE, f"{slide_id}/{index}")),
+                "geometry": {"type": "Polygon", "coordinates": _rings(polygon)},
+                "properties": {
+                    "objectType": "annotation",
+                    "name": f"Tissue {index}",
+                    "classification": {"name": "Tissue", "color": list(_COLOUR)},
+                    "isLocked": False,
+                    "tissue_id": index,
+                },
+            }
+        )
+    document = {
+        "type": "FeatureCollection",
+        "features": features,
+        "wsipipe": {
+            "slide_id": slide_id,
+            "slide_size": [
+                float(width * tissue.downsample[0]),
+                float(height * tissue.downsample[1]),
+            ],
+            "mask_size": [width, height],
+            "downsample": [str(d) for d in tissue.downsample],
+            "tissue": tissue.settings,
+        },
+    }
+    data = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    if path is not None:
+        Path(path).write_bytes(data)
+    return data
+
+
+def mask_file(folder: Path, slide_id: str) -> Path:
+    """The mask of a slide in a folder: `<slide_id>.geojson` or `.json`, else by base name.
+
+    Raises:
+        TissueError: There is none.
+    """
+    for name in (slide_id, slide_id.rsplit("/", 1)[-1]):
+        for suffix in (".geojson", ".json"):
+            path = folder / f"{name}{suffix}"
+            if path.is_file():
+                return path
+    raise TissueError(
+        slide_id,
+        f"no mask {slide_id}.geojson lies in {folder}.",
+        "Put it there, or leave the slide out; `wsipipe tissue` makes masks to start from.",
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_tissue_geojson(path: str | Path, slide: Slide) -> TissueMask:
+    """Read a mask and fit it to a slide.
+
+    Args:
+        path: GeoJSON in level-0 pixels of the slide.
+        slide: The slide that the mask belongs to.
+
+    Returns:
+        A mask whose polygons are the file's (cleaned of crossings and overlaps, cut at the slide's
+        edge); they decide coverage exactly.
+
+    Raises:
+        TissueError: No JSON, no polygons' geometry, or a mask of another slide.
+    """
+    path = Path(path)
+    document = _load(path, slide)
+    from wsipipe.tissue import polygons as shapes
+
+    found = shapes.parse(document, path, slide)
+    chosen = [shape.polygon for shape in found if not shape.ignored]
+    return fit_polygons(chosen, document, path, slide)
+
+
+def fit_polygons(
+    chosen: list[Polygon],
+    document: Any,
+    path: Path,
+    slide: Slide,
+    *,
+    max_outside: float = _MAX_OUTSIDE,
+) -> TissueMask:
+    """Polygons of a file as a mask on the slide."""
+    from wsipipe.tissue import polygons as shapes
+    from wsipipe.tissue.outlines import rasterise
+
+    outlines = shapes.clean(chosen)
+    outlines = shapes.clip(outlines, slide, path, max_outside)
+    downsample, shape = _grid(document, path, slide)
+    return TissueMask(
+        mask=rasterise(outlines, shape, downsample),
+        downsample=downsample,
+        method="geojson",
+        settings={
+            "method": "geojson",
+            "version": VERSIONS["geojson"],
+            "sha256": file_sha256(path),
+        },
+        mpp_xy=slide.mpp_xy,
+        outlines=tuple(outlines),
+    )
+
+
+def _rings(polygon: Polygon) -> list[list[list[float | int]]]:
+    rings = [polygon.exterior, *polygon.interiors]
+    return [[[_number(x), _number(y)] for x, y in ring.coords] for ring in rings]
+
+
+def _number(value: float) -> float | int:
+    """Whole numbers as such: half the size, and what QuPath writes too."""
+    return int(value) if value == int(value) else value
+
+
+def _load(path: Path, slide: Slide) -> Any:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TissueError(slide.path, f"mask {path} cannot be read ({error}).") from error
+    except UnicodeDecodeError as error:
+        raise TissueError(slide.path, f"mask {path} is not a text file.") from error
+    if not text.strip():
+        raise TissueError(slide.path, f"mask {path} is an empty file.")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise TissueError(slide.path, f"mask {path} is not valid JSON ({error}).") from error
+
+
+def _grid(
+    document: Any, path: Path, slide: Slide
+) -> tuple[tuple[Fraction, Fraction], tuple[int, int]]:
+    """The pixel grid of the mask: the file's own where it was written here, else 8 µm."""
+    width, height = slide.dimensions
+    own = document.get("wsipipe") if isinstance(document, dict) else None
+    if isinstance(own, dict) and "slide_size" in own:
+        size = tuple(round(float(v)) for v in own["slide_size"])
+        if size != (width, height):
+            raise TissueError(
+                slide.path,
+                f"mask {path} was made for a slide of {size[0]} x {size[1]} px, "
+                f"this one has {width} x {height}.",
+            )
+        columns, rows = (int(v) for v in own["mask_size"])
+        if 0 < columns <= width and 0 < rows <= height:
+            return (Fraction(width, columns), Fraction(height, rows)), (rows, columns)
+    columns = max(1, round(width * float(slide.mpp_xy[0]) / _GRID_UM))
+    rows = max(1, round(height * float(slide.mpp_xy[1]) / _GRID_UM))
+    columns, rows = min(columns, width), min(rows, height)
+    return (Fraction(width, columns), Fraction(height, rows)), (rows, columns)

@@ -1,0 +1,105 @@
+"""Shapes of a mask in µm and mm²: closing, holes, specks. Pixels need not be square."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.types import BoolArray
+
+__all__ = ["Scale", "close", "dilate", "drop_specks", "fill_holes", "keep_parts_touching"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of a pixel in µm, (x, y)."""
+
+    x_um: float
+    y_um: float
+
+    def pixels(self, area_mm2: float) -> float:
+        """Number of pixels that have this area."""
+        return area_mm2 * 1e6 / (self.x_um * self.y_um)
+
+
+def close(mask: BoolArray, scale: Scale, radius_um: float) -> BoolArray:
+    """Join what lies closer together than twice the radius. The border does not attract."""
+    import cv2
+
+    kernel = _ellipse(scale, radius_um)
+    if kernel.size == 1 or not mask.any():
+        return mask
+    ry, rx = (n // 2 for n in kernel.shape)
+    wide = np.pad(mask, ((ry, ry), (rx, rx))).astype(np.uint8)
+    closed = cv2.morphologyEx(wide, cv2.MORPH_CLOSE, kernel)
+    result: BoolArray = closed[ry : ry + mask.shape[0], rx : rx + mask.shape[1]].astype(bool)
+    return result
+
+
+def dilate(mask: BoolArray, scale: Scale, radius_um: float) -> BoolArray:
+    """Grow by the radius."""
+    import cv2
+
+    kernel = _ellipse(scale, radius_um)
+    if kernel.size == 1 or not mask.any():
+        return mask
+    result: BoolArray = cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+    return result
+
+
+def drop_specks(mask: BoolArray, scale: Scale, min_mm2: float) -> BoolArray:
+    """Leave out 8-connected parts that are smaller than an area."""
+    return _keep_large(mask, scale.pixels(min_mm2), connectivity=8)
+
+
+def fill_holes(mask: BoolArray, scale: Scale, below_mm2: float) -> BoolArray:
+    """Fill holes smaller than an area. What is open to the border of the picture is no hole."""
+    import cv2
+
+    if not mask.any():
+        return mask
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    height, width = mask.shape
+    inside = (stats[:, cv2.CC_STAT_LEFT] > 0) & (stats[:, cv2.CC_STAT_TOP] > 0)
+    inside &= stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH] < width
+    inside &= stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT] < height
+    small = inside & (stats[:, cv2.CC_STAT_AREA] < scale.pixels(below_mm2))
+    small[0] = False
+    filled: BoolArray = mask | small[labels]
+    return filled
+
+
+def keep_parts_touching(mask: BoolArray, seeds: BoolArray) -> BoolArray:
+    """Keep the 8-connected parts of a mask that hold at least one seed."""
+    import cv2
+
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    keep = np.bincount(labels[seeds & mask], minlength=count) > 0
+    keep[0] = False
+    kept: BoolArray = keep[labels]
+    return kept
+
+
+def _keep_large(mask: BoolArray, min_pixels: float, connectivity: int) -> BoolArray:
+    import cv2
+
+    if not mask.any():
+        return mask
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=connectivity
+    )
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_pixels
+    keep[0] = False
+    kept: BoolArray = keep[labels]
+    return kept
+
+
+def _ellipse(scale: Scale, radius_um: float) -> NDArray[np.uint8]:
+    """Pixels whose centre lies within the radius of the middle one's."""
+    rx, ry = int(radius_um / scale.x_um), int(radius_um / scale.y_um)
+    y, x = np.mgrid[-ry : ry + 1, -rx : rx + 1].astype(np.float64)
+    inside = (x * scale.x_um) ** 2 + (y * scale.y_um) ** 2 <= radius_um**2
+    kernel: NDArray[np.uint8] = inside.astype(np.uint8)
+    return kernel

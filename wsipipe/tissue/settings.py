@@ -1,0 +1,62 @@
+"""Everything that decides a mask besides the slide's pixels, with units, as it enters the identity.
+
+A change of an algorithm that changes masks raises its number in `VERSIONS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from wsipipe.errors import ConfigError
+
+__all__ = ["CLASSICAL", "VERSIONS", "ClassicalSettings", "classical_settings"]
+
+# method -> version of its algorithm.
+VERSIONS = {"auto": 1, "otsu": 1, "hsv": 1, "entropy": 1, "none": 1, "geojson": 1, "neural": 1}
+CLASSICAL = ("auto", "otsu", "hsv", "entropy")
+
+
+@dataclass(frozen=True)
+class ClassicalSettings:
+    """Parameters of the detectors that need no weights.
+
+    Attributes:
+        mpp: Resolution of the thumbnail in µm per pixel; a slide that is coarser is taken as it is.
+        smooth_um: Width (sigma) of the Gaussian that carries evidence over nuclei and gaps.
+        close_um: Radius of the closing that joins what lies closer together than twice this.
+        min_tissue_mm2: Smaller specks are left out.
+        min_hole_mm2: Smaller holes are filled (lumina, vessels, fat cells).
+        min_pen_mm2: Smaller spots of ink colour are not taken for pen.
+        pen: Whether pen marks are looked for and left out.
+    """
+
+    mpp: float = 8.0
+    smooth_um: float = 12.0
+    close_um: float = 24.0
+    min_tissue_mm2: float = 0.02
+    min_hole_mm2: float = 0.05
+    min_pen_mm2: float = 0.01
+    pen: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            low = 0.05 if name == "mpp" else 0
+            if not isinstance(value, bool) and not low <= value < float("inf"):
+                raise ConfigError(
+                    f"Tissue setting {name}={value} is out of range.", f"Give {low} or more."
+                )
+
+
+def classical_settings(method: str, given: dict[str, Any]) -> ClassicalSettings:
+    """Settings of a classical method: its defaults with what was given, unknown names refused."""
+    known = {f.name for f in fields(ClassicalSettings)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ConfigError(
+            f"Tissue method {method!r} has no setting {', '.join(unknown)}.",
+            f"It has: {', '.join(sorted(known))}.",
+        )
+    # Only `auto` looks for pen: the others stand for what their names say.
+    defaults: dict[str, Any] = {} if method == "auto" else {"pen": False}
+    return ClassicalSettings(**{**defaults, **given})
