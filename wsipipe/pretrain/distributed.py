@@ -36,8 +36,8 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all processes, in rank order, (world·n, ...); gradients flow back to every rank.
 
-    Gradients of all ranks' losses are summed, so that after the averaging of DistributedDataParallel
-    the update is that of one process with the joined batch.
+    Gradients of all ranks' losses are summed, so that after DistributedDataParallel's averaging the
+    update is that of one process with the joined batch.
     """
     if world_size() == 1:
         return x
