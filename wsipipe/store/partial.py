@@ -1,0 +1,393 @@
+"""Rows of a slide in progress, so that a killed run of a large slide goes on where it stood.
+
+    page 0      header: magic, length, JSON (final name, identity, rows, dim, dtype), crc
+    4096 ...    features, row i at 4096 + i * row_bytes (a hole until it is written)
+    behind      one entry a row: crc32 of the row, status + 1; all zero = not there yet
+
+A row counts only if its own checksum is right, so neither the order in which a dying machine
+writes pages nor damage can pass off half a row as whole. Nothing is written before the first flush
+is due: a slide that is finished by then never makes a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.store._owner import Owner, this_process
+from wsipipe.store._steps import step
+from wsipipe.store.identity import identity_hash
+from wsipipe.store.publish import file_system_now, make_folder, output_error
+from wsipipe.types import BoolArray, FloatArray, Rows
+
+__all__ = ["FLUSH_ROWS", "FLUSH_S", "PartialRows", "find_partials", "remove_stale_partials"]
+
+FLUSH_S = 30.0
+FLUSH_ROWS = 50_000
+_FLUSH_BYTES = 128 << 20
+# A living owner on another host flushes every 30 s; one that has been still for so long is gone.
+_TAKE_OVER_S = 4 * FLUSH_S
+
+_MAGIC = b"wsipipe-partial 1\n"
+_HEADER_BYTES = 4096
+_ENTRY = np.dtype([("crc", "<u4"), ("state", "<u4")])
+_BLOCK_BYTES = 8 << 20
+_NAME = re.compile(
+    r"^(?P<key>[0-9a-f]{32})\.(?:free|(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<start>\w+))\.part$"
+)
+
+
+def find_partials(folder: str | Path) -> Iterator[tuple[Path, Owner | None]]:
+    """Partial files in `folder` and who writes each; None where a former run closed it."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if match := _NAME.match(entry.name):
+                owner = None
+                if match["host"]:
+                    owner = Owner(match["host"], int(match["pid"]), match["start"])
+                yield Path(entry.path), owner
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What a partial file says about itself; None if its header is damaged."""
+    try:
+        with path.open("rb") as file:
+            page = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        return None
+    start = len(_MAGIC) + 8
+    if len(page) < _HEADER_BYTES or not page.startswith(_MAGIC):
+        return None
+    length, crc = struct.unpack_from("<II", page, len(_MAGIC))
+    text = page[start : start + length]
+    if zlib.crc32(text) != crc:
+        return None
+    header: dict[str, Any] = json.loads(text)
+    return header
+
+
+def _header_page(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header).encode("utf-8", errors="surrogateescape")
+    page = _MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text
+    if len(page) > _HEADER_BYTES:
+        raise ValueError("the name of the final file is too long for a partial file")
+    return page.ljust(_HEADER_BYTES, b"\0")
+
+
+def _is_orphan(path: Path, owner: Owner | None, folder: Path) -> bool:
+    """True if nobody writes `path` any more, as far as can be known from here."""
+    if owner is None:
+        return True
+    state = owner.state()
+    if state != "elsewhere":
+        return state == "dead"
+    try:
+        return file_system_now(folder) - path.stat().st_mtime > _TAKE_OVER_S
+    except FileNotFoundError:
+        return False
+
+
+def remove_stale_partials(folder: str | Path) -> list[Path]:
+    """Remove partial files whose slide is finished, or whose header is damaged.
+
+    Returns:
+        The paths that were removed. Rows that a next run can use stay.
+    """
+    folder = Path(folder)
+    removed = []
+    for path, owner in find_partials(folder):
+        if not _is_orphan(path, owner, folder):
+            continue
+        header = read_header(path)
+        with suppress(FileNotFoundError):
+            if header is not None:
+                final = folder / header["final"]
+                if not final.exists() or final.stat().st_mtime < path.stat().st_mtime:
+                    continue
+            path.unlink()
+            removed.append(path)
+    with suppress(OSError):
+        folder.rmdir()
+    return removed
+
+
+class PartialRows:
+    """Features of one slide and encoder as they come in, in any order; thread-safe.
+
+    Opening takes over what a killed run left for the same final file and identity; leftovers of
+    another identity, and damaged ones, are removed.
+
+    Args:
+        final: The feature file that the rows are for.
+        folder: Where the partial file lies if one is needed, on the same disk as the output.
+        identity: Identity of the final file.
+        rows: N, number of tiles of the slide.
+        dim: D, numbers a tile.
+        dtype: Stored dtype, float16 or float32.
+        flush_s: Rows are on the disk at most so many seconds after they came.
+        flush_rows: Or after so many rows, whichever is first.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        final: str | Path,
+        *,
+        folder: str | Path,
+        identity: Mapping[str, Any] | str,
+        rows: int,
+        dim: int,
+        dtype: str | np.dtype[Any] = "float16",
+        flush_s: float = FLUSH_S,
+        flush_rows: int = FLUSH_ROWS,
+    ) -> None:
+        self.final = Path(final)
+        self.folder = Path(folder)
+        self.shape = (rows, dim)
+        self.dtype = np.dtype(dtype)
+        self.flush_s, self.flush_rows = flush_s, flush_rows
+        self._row_bytes = dim * self.dtype.itemsize
+        self._entries_at = _HEADER_BYTES + rows * self._row_bytes
+        self._entries = np.zeros(rows, _ENTRY)
+        self._waiting: list[tuple[Rows, FloatArray]] = []
+        self._waiting_rows = 0
+        self._waiting_since = 0.0
+        self._lock = threading.Lock()
+        self._fd = -1
+        # Relative to the folder: the whole output may be moved between two runs.
+        name = os.path.relpath(self.final, self.folder)
+        self._key = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        self._header: dict[str, Any] = {
+            "final": name,
+            "identity": identity_hash(identity),
+            "rows": rows,
+            "dim": dim,
+            "dtype": self.dtype.name,
+        }
+        self._path = self.folder / f"{self._key}.{this_process()}.part"
+        self._recover()
+        self.recovered_rows = int(self.done.sum())
+
+    @property
+    def done(self) -> BoolArray:
+        """(N,) bool, True where the row is there (also a tile that failed to be read)."""
+        done: BoolArray = self._entries["state"] > 0
+        return done
+
+    @property
+    def complete(self) -> bool:
+        """True once every row is there."""
+        return bool((self._entries["state"] > 0).all())
+
+    @property
+    def tile_status(self) -> NDArray[np.uint8]:
+        """(N,) uint8, 0 good, 1 read failed; 0 also for rows that are not there yet."""
+        return np.maximum(self._entries["state"], 1).astype(np.uint8) - np.uint8(1)
+
+    def put(self, rows: Rows, features: FloatArray, status: NDArray[np.uint8]) -> None:
+        """Add rows; flushes if that is due.
+
+        Args:
+            rows: (B,) int64, indices of tiles.
+            features: (B, D), cast to the stored dtype; rows with status 1 become NaN.
+            status: (B,) uint8, 0 good, 1 read failed.
+
+        Raises:
+            OutputError: The disk is full. What was flushed before stays usable.
+        """
+        # A copy: the caller's buffer is filled again by the next batch.
+        with np.errstate(over="ignore"):
+            values = np.array(features, dtype=self.dtype, order="C", copy=True)
+        values[status > 0] = np.nan
+        with self._lock:
+            if not self._waiting:
+                self._waiting_since = time.monotonic()
+            self._waiting.append((np.array(rows, np.int64), values))
+            self._waiting_rows += len(values)
+            state = status.astype(np.uint32) + 1
+            entries = self._entries
+            entries["state"][rows] = state
+            entries["crc"][rows] = [
+                zlib.crc32(row.data, int(s)) for row, s in zip(values, state, strict=True)
+            ]
+            if self._due():
+                self._flush()
+
+    def flush_if_due(self) -> None:
+        """Flush if rows have waited for `flush_s`; for a clock of the caller's between batches."""
+        with self._lock:
+            if self._due():
+                self._flush()
+
+    def flush(self) -> None:
+        """Bring all rows to the disk; they survive a kill of the process or of the machine.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with self._lock:
+            self._flush()
+
+    def features(self) -> FloatArray:
+        """(N, D) features in row order, NaN where a row is missing; mapped where a file exists.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with self._lock:
+            if self._fd < 0:
+                values = np.full(self.shape, np.nan, self.dtype)
+                for rows, features in self._waiting:
+                    values[rows] = features
+                return values
+            self._write_waiting()
+            mapped: FloatArray = np.memmap(
+                self._path, self.dtype, mode="r", offset=_HEADER_BYTES, shape=self.shape
+            )
+            missing = self._entries["state"] == 0
+            if missing.any():
+                mapped = np.array(mapped)
+                mapped[missing] = np.nan
+            return mapped
+
+    def close(self) -> None:
+        """Flush and leave the rows for a next run, free to be taken by any host.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with self._lock:
+            if self._waiting_rows or self._fd >= 0:
+                self._flush()
+                self._close_fd()
+                with suppress(FileNotFoundError):
+                    self._path.rename(self.folder / f"{self._key}.free.part")
+
+    def discard(self) -> None:
+        """Remove the file: the slide is published, or given up."""
+        with self._lock:
+            self._waiting, self._waiting_rows = [], 0
+            self._close_fd()
+            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _due(self) -> bool:
+        if not self._waiting:
+            return False
+        return (
+            self._waiting_rows >= self.flush_rows
+            or self._waiting_rows * self._row_bytes >= _FLUSH_BYTES
+            or time.monotonic() - self._waiting_since >= self.flush_s
+        )
+
+    def _flush(self) -> None:
+        try:
+            self._write_waiting()
+            if self._fd >= 0:
+                step("partial:rows")
+                os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+                step("partial:sync")
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        try:
+            if self._fd < 0:
+                self._create()
+            rows = np.concatenate([r for r, _ in self._waiting])
+            values = np.concatenate([v for _, v in self._waiting])
+            order = np.argsort(rows, kind="stable")
+            rows, values = rows[order], values[order]
+            # One write for each stretch of consecutive rows.
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                first = int(rows[run[0]])
+                self._write_at(
+                    _HEADER_BYTES + first * self._row_bytes, values[run[0] : run[-1] + 1]
+                )
+            step("partial:features")
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                first, last = int(rows[run[0]]), int(rows[run[-1]])
+                at = self._entries_at + first * _ENTRY.itemsize
+                self._write_at(at, self._entries[first : last + 1])
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        self._waiting, self._waiting_rows = [], 0
+
+    def _write_at(self, offset: int, values: NDArray[Any]) -> None:
+        left = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+        while left:
+            written = os.pwrite(self._fd, left, offset)
+            left, offset = left[written:], offset + written
+
+    def _create(self) -> None:
+        make_folder(self.folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._fd = os.open(self._path, flags, 0o666)
+        step("partial:create")
+        os.pwrite(self._fd, _header_page(self._header), 0)
+        os.ftruncate(self._fd, self._entries_at + self._entries.nbytes)
+        step("partial:header")
+
+    def _recover(self) -> None:
+        """Take over what a dead run left for the same file, or remove it."""
+        for path, owner in find_partials(self.folder):
+            if not path.name.startswith(self._key) or not _is_orphan(path, owner, self.folder):
+                continue
+            try:
+                usable = self._fd < 0 and read_header(path) == self._header
+                if not usable:
+                    path.unlink()
+                    continue
+                path.rename(self._path)  # of several who find it, one succeeds
+                self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                if os.fstat(self._fd).st_size != self._entries_at + self._entries.nbytes:
+                    self._close_fd()
+                    self._path.unlink()
+                    continue
+                self._read_entries()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise output_error(path, error) from error
+
+    def _read_entries(self) -> None:
+        """Take the rows whose checksum holds."""
+        raw = os.pread(self._fd, self._entries.nbytes, self._entries_at)
+        entries = np.frombuffer(raw, _ENTRY).copy()
+        claimed = np.flatnonzero(entries["state"])
+        block = max(1, _BLOCK_BYTES // max(1, self._row_bytes))
+        for first in range(0, len(entries), block):
+            inside = claimed[(claimed >= first) & (claimed < first + block)]
+            if not len(inside):
+                continue
+            start = _HEADER_BYTES + first * self._row_bytes
+            data = memoryview(os.pread(self._fd, block * self._row_bytes, start))
+            for row in inside:
+                at = (int(row) - first) * self._row_bytes
+                crc = zlib.crc32(data[at : at + self._row_bytes], int(entries["state"][row]))
+                if crc != entries["crc"][row]:
+                    entries[row] = (0, 0)
+        self._entries = entries
