@@ -1,0 +1,254 @@
+"""One synthetic slide, and whole cohorts of them with patients, sites and labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsipipe.errors import ConfigError, OutputError
+from wsipipe.synth.truth import NORMAL, TUMOUR_LABEL, SlideTruth
+
+VERSION = 1
+MAX_SIDE_PX = 200_000
+MIN_SIDE_PX = 64
+LABEL_COLUMNS = (
+    "slide_id", "label", "patient_id", "site", "tumour_fraction", "tissue_mm2", "tumour_mm2",
+    "width", "height", "mpp", "seed",
+)  # fmt: skip
+
+
+def make_slide(
+    path: str | Path,
+    *,
+    width: int = 4096,
+    height: int | None = None,
+    mpp: float = 0.5,
+    seed: int = 0,
+    label: str = TUMOUR_LABEL,
+    tumour_fraction: float = 0.25,
+    pieces: int = 2,
+    artefacts: Sequence[str] = (),
+    stain_seed: int | None = None,
+    codec: str = "jpeg",
+    quality: int = 85,
+    name_mpp: bool = True,
+    workers: int | None = None,
+    truth: str | Path | None = None,
+) -> SlideTruth:
+    """Write a synthetic H&E-like slide: a pyramidal TIFF with an Aperio description.
+
+    The same arguments give the same bytes on the same versions of the libraries. Memory depends on
+    the width alone (about 400 MB at 60,000 px).
+
+    Args:
+        path: File to write, for example `slide.svs`; its folder is made.
+        width: Level-0 pixels.
+        height: Level-0 pixels; as the width when None.
+        mpp: µm per level-0 pixel.
+        seed: Integer >= 0 that decides everything that is random.
+        label: "tumour" or "normal".
+        tumour_fraction: Share of the tissue that is tumour, on a slide with this label.
+        pieces: Number of pieces of tissue.
+        artefacts: Any of "pen", "fold", "blur".
+        stain_seed: Decides the stain and the scanner's colours; `seed` when None. Slides of one
+            laboratory share it.
+        codec: "jpeg", "jp2k", "lzw" or "deflate".
+        quality: Of JPEG and JPEG 2000, 1 to 100.
+        name_mpp: False leaves resolution and magnification out of the file.
+        workers: Threads; the number of usable cores when None.
+        truth: Folder for the masks (see `SlideTruth.save`); they are not written when None.
+
+    Returns:
+        Label, masks and areas.
+
+    Raises:
+        ConfigError: An argument is out of range.
+        OutputError: The file cannot be written.
+    """
+    from wsipipe.synth.paint import Painter
+    from wsipipe.synth.scene import ARTEFACTS, draw_scene, draw_stain
+    from wsipipe.synth.truth import measure
+    from wsipipe.synth.writer import CODECS, write_slide
+
+    path = Path(path)
+    height = width if height is None else height
+    for name, side in (("width", width), ("height", height)):
+        _require(
+            MIN_SIDE_PX <= side <= MAX_SIDE_PX,
+            f"{name} is {side} px", f"{MIN_SIDE_PX} to {MAX_SIDE_PX}",
+        )  # fmt: skip
+    _require(math.isfinite(mpp) and 0.05 <= mpp <= 20, f"mpp is {mpp}", "0.05 to 20 µm/px")
+    _require(0 <= seed < 2**63, f"seed is {seed}", "an integer from 0 on")
+    _require(label in (TUMOUR_LABEL, NORMAL), f"label is {label!r}", "tumour or normal")
+    _require(0 < tumour_fraction <= 0.9, f"tumour fraction is {tumour_fraction}", "0 to 0.9")
+    _require(1 <= pieces <= 50, f"pieces is {pieces}", "1 to 50")
+    _require(codec in CODECS, f"codec is {codec!r}", ", ".join(CODECS))
+    _require(1 <= quality <= 100, f"quality is {quality}", "1 to 100")
+    for name in artefacts:
+        _require(name in ARTEFACTS, f"artefact is {name!r}", ", ".join(ARTEFACTS))
+    tumour_fraction = tumour_fraction if label == TUMOUR_LABEL else 0.0
+    artefacts = tuple(sorted(set(artefacts)))
+    stain_seed = seed if stain_seed is None else stain_seed
+    scene = draw_scene(
+        width, height, mpp, seed, tumour_fraction=tumour_fraction, pieces=pieces,
+        artefacts=artefacts, stain=draw_stain(np.random.default_rng((stain_seed, 7))),
+    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "version": VERSION, "width": width, "height": height, "mpp": mpp, "seed": seed,
+        "stain_seed": stain_seed, "codec": codec, "quality": quality, "name_mpp": name_mpp,
+        "tumour_fraction": tumour_fraction, "pieces": pieces, "artefacts": list(artefacts),
+    }  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_slide(
+            path, Painter(scene), codec=codec, quality=quality, name_mpp=name_mpp,
+            workers=workers or usable_cores(),
+        )  # fmt: skip
+        result = measure(scene, path, settings)
+        if truth is not None:
+            result.save(Path(truth), path.stem)
+    except OSError as error:
+        raise OutputError(path, f"cannot be written ({error}).", _WRITE_REMEDY) from error
+    return result
+
+
+def make_cohort(
+    out: str | Path,
+    *,
+    n: int = 3,
+    width: int = 4096,
+    height: int | None = None,
+    mpp: float = 0.5,
+    seed: int = 0,
+    labels: bool = True,
+    tumour_fraction: tuple[float, float] = (0.05, 0.4),
+    slides_per_patient: int = 1,
+    sites: int = 2,
+    artefacts: Sequence[str] = (),
+    codec: str = "jpeg",
+    name_mpp: bool = True,
+    workers: int | None = None,
+    progress: Callable[[str, bool], None] | None = None,
+) -> list[Path]:
+    """Write `n` slides, `labels.csv` and `truth/`; slides that are there already are kept.
+
+    Args:
+        out: Folder; slides are `slide-0001.svs` and so on.
+        n: Number of slides.
+        width: Level-0 pixels.
+        height: Level-0 pixels; as the width when None.
+        mpp: µm per level-0 pixel.
+        seed: Decides everything; slide k of a cohort does not depend on `n`, but for its label.
+        labels: Half of the patients have tumour and half have none, whatever their site. False:
+            all have tumour.
+        tumour_fraction: Smallest and largest share of tumour in the tissue.
+        slides_per_patient: Consecutive slides that share a patient, and with it label and site.
+        sites: Number of sites. Slides of one site share a stain.
+        artefacts: Any of "pen", "fold", "blur"; each slide gets all of them.
+        codec: As `make_slide`.
+        name_mpp: As `make_slide`.
+        workers: As `make_slide`.
+        progress: Called with (slide id, whether it was made now) after each slide.
+
+    Returns:
+        Paths of the slides.
+
+    Raises:
+        ConfigError: An argument is out of range.
+        OutputError: The folder cannot be written.
+    """
+    _require(1 <= n <= 1_000_000, f"number of slides is {n}", "1 or more")
+    _require(0 <= seed < 2**31, f"seed is {seed}", "an integer from 0 on")
+    _require(slides_per_patient >= 1, f"slides per patient is {slides_per_patient}", "1 or more")
+    _require(1 <= sites <= 26, f"number of sites is {sites}", "1 to 26")
+    low, high = tumour_fraction
+    _require(0 < low <= high <= 0.9, f"tumour fraction is {low} to {high}", "within 0 to 0.9")
+    out = Path(out)
+    patients = -(-n // slides_per_patient)
+    with_tumour = _tumour_patients(patients, seed) if labels else set(range(patients))
+    rows, paths = [], []
+    for index in range(n):
+        patient = index // slides_per_patient
+        rng = np.random.default_rng((seed, index))
+        slide_id = f"slide-{index + 1:04d}"
+        path = out / f"{slide_id}.svs"
+        site = int(np.random.default_rng((seed, patient, 3)).integers(sites))
+        asked: dict[str, Any] = {
+            "width": width, "height": width if height is None else height, "mpp": mpp,
+            "seed": int(rng.integers(2**31)),
+            "label": TUMOUR_LABEL if patient in with_tumour else NORMAL,
+            "tumour_fraction": round(float(np.exp(rng.uniform(np.log(low), np.log(high)))), 4),
+            "pieces": int(rng.integers(1, 4)), "artefacts": tuple(sorted(set(artefacts))),
+            "stain_seed": 1000 * (seed + 1) + site, "codec": codec, "name_mpp": name_mpp,
+        }  # fmt: skip
+        summary = _finished(out / "truth", slide_id, path, asked)
+        missing = summary is None
+        if summary is None:
+            make_slide(path, workers=workers, truth=out / "truth", **asked)
+            summary = json.loads((out / "truth" / f"{slide_id}.json").read_text("utf-8"))
+        if progress is not None:
+            progress(slide_id, missing)
+        summary |= {"patient_id": f"patient-{patient + 1:04d}", "site": f"site-{chr(65 + site)}"}
+        rows.append(summary)
+        paths.append(path)
+    _write_labels(out / "labels.csv", rows)
+    return paths
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_WRITE_REMEDY = "Check that the disk has room and that you may write there, or choose another OUT."
+
+
+def _require(holds: bool, problem: str, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"synth: {problem}.", f"Allowed: {allowed}.")
+
+
+def _tumour_patients(patients: int, seed: int) -> set[int]:
+    """Half of the patients, rounded up, drawn by lot."""
+    order = np.random.default_rng((seed, 5)).permutation(patients)
+    return set(order[: -(-patients // 2)].tolist())
+
+
+def _finished(
+    truth: Path, slide_id: str, path: Path, asked: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The summary of a slide that was made of the same settings, or None."""
+    try:
+        summary = json.loads((truth / f"{slide_id}.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    settings = summary.get("settings", {})
+    wanted = {k: v for k, v in asked.items() if k != "label"} | {"version": VERSION}
+    wanted["artefacts"] = list(asked["artefacts"])
+    if asked["label"] == NORMAL:
+        wanted["tumour_fraction"] = 0.0
+    same = all(settings.get(k) == v for k, v in wanted.items())
+    return summary if same and path.is_file() else None
+
+
+def _write_labels(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LABEL_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text.getvalue(), "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(path, f"cannot be written ({error}).", _WRITE_REMEDY) from error
