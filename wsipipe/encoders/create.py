@@ -1,0 +1,189 @@
+"""From a name to an encoder ready to run: build, load strictly, check, move to the device."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsipipe import weights as weights_store
+from wsipipe.encoders.card import EncoderCard
+from wsipipe.encoders.encoder import Encoder
+from wsipipe.encoders.precision import resolve_precision
+from wsipipe.encoders.registry import Recipe, find
+from wsipipe.encoders.remap import to_network
+from wsipipe.errors import ConfigError, WeightsError
+
+__all__ = ["SEED", "create_encoder", "identify", "load_into", "parameters_sha256"]
+
+# Of random weights (`?pretrained=false`), so that a trial can be repeated.
+SEED = 20_260_101
+
+
+def create_encoder(
+    name: str,
+    *,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+) -> Encoder:
+    """Make an encoder: `name -> card -> weights -> network`.
+
+    Args:
+        name: Catalogue name or alias, `timm:ARCH`, `hf-hub:ORG/REPO`, a folder, a .py file or a
+            .yaml card.
+        weights: A checkpoint of one's own, instead of the published one.
+        device: As torch names it; "auto" takes a GPU where there is one.
+        precision: "auto", "fp32", "bf16" or "fp16".
+
+    Returns:
+        The encoder, in evaluation mode, without gradients.
+
+    Raises:
+        UnknownEncoderError: No such name.
+        GatedEncoderError: The makers' terms have to be accepted first.
+        WeightsError: Weights cannot be had, or do not fit to the last key.
+    """
+    recipe = find(name)
+    place = pick_device(device)
+    arithmetic = resolve_precision(precision, recipe.card.precision, place)
+    if weights is None and not recipe.loads:
+        network = build_seeded(recipe)
+        digest, revision = parameters_sha256(network), recipe.card.revision
+    else:
+        located = locate(recipe, weights)
+        network = load_into(recipe, weights_store.read_state(located.path, recipe.card.name))
+        digest, revision = located.sha256, located.revision
+    return Encoder(
+        recipe.card,
+        network,
+        precision=arithmetic,
+        device=place,
+        weights_sha256=digest,
+        revision=revision,
+    )
+
+
+def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
+    """`Encoder.identity()` without building a network where there is a weights file to hash.
+
+    A run over finished slides needs only this.
+    """
+    recipe = find(name)
+    if weights is None and not recipe.loads:
+        return create_encoder(name, precision="fp32").identity()
+    located = locate(recipe, weights)
+    card = recipe.card
+    return {
+        "encoder": card.name,
+        "revision": located.revision,
+        "weights_sha256": located.sha256,
+        "pooling": card.pooling,
+        "dim": card.dim,
+        "transform": card.transform_identity(),
+    }
+
+
+def locate(recipe: Recipe, weights: str | None) -> weights_store.Located:
+    """Find the weights of a recipe: the user's file, the local folder's, or the hub's."""
+    if weights is not None:
+        return weights_store.local_file(weights, recipe.card.name)
+    if recipe.folder is not None:
+        return weights_store.in_folder(recipe.folder, recipe.card.file, recipe.card.name)
+    return weights_store.fetch(source_of(recipe.card))
+
+
+def source_of(card: EncoderCard) -> weights_store.Source:
+    """Where the weights of a card are published, in the terms of `wsipipe.weights`."""
+    return weights_store.Source(
+        name=card.name,
+        repo=card.hub,
+        revision=card.revision,
+        files=card.file,
+        url=card.url,
+        sha256=card.sha256,
+        page=card.terms_page,
+        licence=card.licence,
+        gated=card.gated,
+        public=card.public,
+    )
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """A torch device; "auto" = the first GPU, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Device {device!r} is not one that torch knows.") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"Device {device!r}: torch sees no GPU here.", "Use --device cpu or --device auto."
+        )
+    return place
+
+
+def build_seeded(recipe: Recipe) -> nn.Module:
+    """Build with random weights from the fixed seed, leaving the caller's random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return recipe.build(recipe.card)
+
+
+def load_into(recipe: Recipe, state: dict[str, Tensor]) -> nn.Module:
+    """Build the network and load published weights into it, strictly.
+
+    Args:
+        recipe: What to build.
+        state: Published key -> tensor.
+
+    Returns:
+        The network in float32, with every published tensor in its place.
+
+    Raises:
+        WeightsError: Keys are missing, left over, or of another shape; all are listed.
+    """
+    card = recipe.card
+    # Weights are assigned to a skeleton: no random initialisation, no second copy in memory.
+    with torch.device("meta"):
+        network = recipe.build(card)
+    target = weights_module(network)
+    ready = to_network(card, state, target)
+    weights_store.check_fit(card.name, target, ready)
+    ready = {
+        key: value.float() if value.is_floating_point() else value for key, value in ready.items()
+    }
+    if any(b.is_meta for n, b in network.named_buffers() if not _loaded(n, ready)):
+        # Buffers that are computed, not stored (index tables, masks), need a real construction.
+        network = build_seeded(recipe)
+        weights_module(network).load_state_dict(ready, strict=True)
+    else:
+        target.load_state_dict(ready, strict=True, assign=True)
+    return network
+
+
+def _loaded(name: str, state: dict[str, Tensor]) -> bool:
+    return name in state or name.partition(".")[2] in state
+
+
+def weights_module(network: nn.Module) -> nn.Module:
+    """The part of a network that its published weights describe; by default all of it."""
+    part = getattr(network, "weights_module", network)
+    if not isinstance(part, nn.Module):
+        raise WeightsError(
+            type(network).__name__, "The attribute weights_module must be a torch.nn.Module."
+        )
+    return part
+
+
+def parameters_sha256(network: nn.Module) -> str:
+    """Hash of all parameters and stored buffers, by name: the identity of weights without a file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
