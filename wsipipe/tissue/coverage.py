@@ -23,8 +23,8 @@ __all__ = ["PolygonCoverage", "SummedArea"]
 
 # Below this a fraction is rounding noise of the table's differences, not tissue.
 _NOISE = 1e-9
-# Polygons are cut until a piece has no more vertices than this: clipping is then short.
-_PIECE_VERTICES = 128
+# Boxes at a time: bounds the memory of their crossings with the polygons' edges.
+_CHUNK_BOXES = 20_000
 
 
 class SummedArea:
@@ -66,81 +66,102 @@ class SummedArea:
 class PolygonCoverage:
     """Coverage by polygons that do not overlap, for masks that came as polygons.
 
-    A polygon of 500,000 vertices would be walked once for every tile that it touches; cut into
-    small pieces and indexed, each tile meets only the few vertices near it.
+    Green's theorem, box by box. With rings oriented so that the inside lies on their left,
+
+        area(P ∩ box) = W · L + sum over edges of the integral of (x - x0) dy within the box,
+
+    where W is the box's width and L the length of its right side that lies inside P (it stands for
+    all edges further right). Only edges that meet the box and those that cross its right side's
+    line are looked at, so that 500,000 vertices cost little more than 500.
     """
 
     def __init__(self, polygons: Sequence[Polygon]) -> None:
         import shapely
 
-        self._pieces = np.asarray(_cut(list(polygons)), dtype=object)
-        self._tree = shapely.STRtree(self._pieces)
+        starts, ends = [np.zeros((0, 2))], [np.zeros((0, 2))]
+        for polygon in polygons:
+            for index, ring in enumerate(shapely.get_rings(polygon)):
+                points = shapely.get_coordinates(ring)
+                if shapely.is_ccw(ring) != (index == 0):
+                    points = points[::-1]
+                starts.append(points[:-1])
+                ends.append(points[1:])
+        self._start, self._end = np.concatenate(starts), np.concatenate(ends)
+        self._tree = shapely.STRtree(shapely.linestrings(np.stack([self._start, self._end], 1)))
 
     def fractions(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
         """(N, 4) boxes x0, y0, x1, y1 in level-0 pixels -> (N,) fractions."""
+        chunks = [boxes[at : at + _CHUNK_BOXES] for at in range(0, len(boxes), _CHUNK_BOXES)]
+        area = np.concatenate([self._area(chunk) for chunk in chunks])
+        x0, y0, x1, y1 = boxes.T
+        return _as_fraction(area, (x1 - x0) * (y1 - y0))
+
+    def _area(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         import shapely
 
-        area = np.zeros(len(boxes))
-        rectangles = shapely.box(*boxes.T)
-        if len(self._pieces):
-            at_box, at_piece = self._tree.query(rectangles, predicate="intersects")
-            whole = _is_rectangle(self._pieces)[at_piece]
-            overlap = np.empty(len(at_box))
-            overlap[whole] = _rectangle_overlap(
-                boxes[at_box[whole]], shapely.bounds(self._pieces[at_piece[whole]])
-            )
-            overlap[~whole] = shapely.area(
-                shapely.intersection(self._pieces[at_piece[~whole]], rectangles[at_box[~whole]])
-            )
-            np.add.at(area, at_box, overlap)
-        return _as_fraction(area, shapely.area(rectangles))
+        x0, _, x1, _ = boxes.T
+        area = (x1 - x0) * self._right_side(boxes)
+        at_box, at_edge = self._tree.query(shapely.box(*boxes.T))
+        inner = self._under_edges(boxes[at_box], self._start[at_edge], self._end[at_edge])
+        area += np.bincount(at_box, weights=inner, minlength=len(boxes))
+        return area
+
+    def _right_side(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) length of each box's right side that lies inside the polygons."""
+        lines, line_of_box = np.unique(boxes[:, 2], return_inverse=True)
+        (xa, ya), (xb, yb) = self._start.T, self._end.T
+        first = np.searchsorted(lines, np.minimum(xa, xb), side="left")
+        count = np.searchsorted(lines, np.maximum(xa, xb), side="left") - first
+        edge = np.repeat(np.arange(len(count)), count)
+        line = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+        along = (lines[line] - xa[edge]) / (xb[edge] - xa[edge])
+        y = ya[edge] + along * (yb[edge] - ya[edge])
+        order = np.lexsort((y, line))
+        line, y = line[order], y[order]
+        # Crossings of a closed ring come in pairs: odd gaps lie inside.
+        begin, end = y[0::2], y[1::2]
+        before = np.concatenate([[0.0], np.cumsum(end - begin)])
+        # One sorted key for all lines; where rounding moves a search by one, the length is the same.
+        span = 4 * (1 + np.abs(boxes[:, [1, 3]]).max() + (np.abs(y).max() if len(y) else 0))
+        key = line[0::2] * span + begin
+
+        def below(limit: NDArray[np.float64]) -> NDArray[np.float64]:
+            base = line_of_box * span
+            at = np.searchsorted(key, base + limit, side="right")
+            previous = np.maximum(at - 1, 0)
+            if len(key) == 0:
+                return np.zeros(len(limit))
+            own = (at > 0) & (line[0::2][previous] == line_of_box)
+            over = np.where(own, np.clip(end[previous] - limit, 0, None), 0)
+            result: NDArray[np.float64] = before[at] - over
+            return result
+
+        return below(boxes[:, 3]) - below(boxes[:, 1])
+
+    @staticmethod
+    def _under_edges(
+        boxes: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(M,) integral of (x - x0) dy over the part of each edge that lies in its box."""
+        x0, y0, x1, y1 = boxes.T
+        (xa, ya), (dx, dy) = start.T, (end - start).T
+        # The edge at t in [0, 1] lies within the box's columns and rows for t in [low, high].
+        low, high = np.zeros(len(boxes)), np.ones(len(boxes))
+        for origin, step, lower, upper in ((xa, dx, x0, x1), (ya, dy, y0, y1)):
+            still = step == 0
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ta, tb = (lower - origin) / step, (upper - origin) / step
+            outside = still & ((origin < lower) | (origin > upper))
+            low = np.maximum(low, np.where(still, 0, np.minimum(ta, tb)))
+            high = np.minimum(high, np.where(still, 1, np.maximum(ta, tb)))
+            high = np.where(outside, low, high)
+        share = np.clip(high - low, 0, None)
+        middle = xa + dx * (low + high) / 2
+        result: NDArray[np.float64] = np.where(share > 0, (middle - x0) * dy * share, 0)
+        return result
 
 
 def _as_fraction(area: NDArray[np.float64], of: NDArray[np.float64]) -> NDArray[np.float32]:
     share = np.divide(area, of, out=np.zeros_like(area), where=of > 0)
     share[share < _NOISE] = 0
     return np.clip(share, 0, 1).astype(np.float32)
-
-
-def _cut(polygons: list[Polygon]) -> list[Polygon]:
-    """Cut polygons by halving their boxes until each piece is small."""
-    import shapely
-
-    done: list[Polygon] = []
-    waiting = polygons
-    while waiting:
-        polygon = waiting.pop()
-        if shapely.get_num_coordinates(polygon) <= _PIECE_VERTICES:
-            done.append(polygon)
-            continue
-        x0, y0, x1, y1 = polygon.bounds
-        if x1 - x0 >= y1 - y0:
-            middle = (x0 + x1) / 2
-            halves = ((x0, y0, middle, y1), (middle, y0, x1, y1))
-        else:
-            middle = (y0 + y1) / 2
-            halves = ((x0, y0, x1, middle), (x0, middle, x1, y1))
-        before = shapely.get_num_coordinates(polygon)
-        for half in halves:
-            for part in shapely.get_parts(shapely.clip_by_rect(polygon, *half)):
-                if part.geom_type != "Polygon" or part.area == 0:
-                    continue
-                # Vertices packed on one spot cannot be halved away: such a piece stays whole.
-                small = shapely.get_num_coordinates(part) < before
-                (waiting if small else done).append(part)
-    return done
-
-
-def _is_rectangle(pieces: NDArray[np.object_]) -> NDArray[np.bool_]:
-    import shapely
-
-    x0, y0, x1, y1 = shapely.bounds(pieces).T
-    result: NDArray[np.bool_] = shapely.area(pieces) == (x1 - x0) * (y1 - y0)
-    return result
-
-
-def _rectangle_overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    result: NDArray[np.float64] = np.clip(width, 0, None) * np.clip(height, 0, None)
-    return result
