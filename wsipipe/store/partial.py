@@ -44,6 +44,7 @@ _TAKE_OVER_S = 4 * FLUSH_S
 _MAGIC = b"wsipipe-partial 1\n"
 _HEADER_BYTES = 4096
 _ENTRY = np.dtype([("crc", "<u4"), ("state", "<u4")])
+_FAILED = 2  # an entry's state is the row's status + 1
 _BLOCK_BYTES = 8 << 20
 _NAME = re.compile(
     r"^(?P<key>[0-9a-f]{32})\.(?:free|(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<start>\w+))\.part$"
@@ -197,7 +198,8 @@ class PartialRows:
     @property
     def tile_status(self) -> NDArray[np.uint8]:
         """(N,) uint8, 0 good, 1 read failed; 0 also for rows that are not there yet."""
-        return np.maximum(self._entries["state"], 1).astype(np.uint8) - np.uint8(1)
+        status: NDArray[np.uint8] = (self._entries["state"] == _FAILED).astype(np.uint8)
+        return status
 
     def put(self, rows: Rows, features: FloatArray, status: NDArray[np.uint8]) -> None:
         """Add rows; flushes if that is due.
@@ -337,7 +339,7 @@ class PartialRows:
         self._waiting, self._waiting_rows = [], 0
 
     def _write_at(self, offset: int, values: NDArray[Any]) -> None:
-        left = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1))
+        left = np.ascontiguousarray(values).view(np.uint8).reshape(-1).data
         while left:
             written = os.pwrite(self._fd, left, offset)
             left, offset = left[written:], offset + written

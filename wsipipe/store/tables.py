@@ -1,0 +1,235 @@
+"""`slides.csv` and `failures.csv`: folded from the files of a run, replaced whole, never trusted.
+
+A slide is done because its feature file is there; the record adds what the file does not say. Ten
+thousand slides take about a second: records are small, and of the feature files only the names are
+looked at unless a record is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from wsipipe.errors import StoreError
+from wsipipe.store.publish import publish_text
+from wsipipe.store.records import Records, SlideRecord, SlideResult, Status
+
+__all__ = ["SlideRow", "count_statuses", "feature_files", "fold", "read_slides_csv", "write_tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideRow:
+    """One line of `slides.csv`: one slide and encoder."""
+
+    slide_id: str
+    path: str
+    encoder: str
+    status: Status
+    reason: str = ""
+    mpp: float | None = None
+    mpp_source: str = ""
+    width: int | None = None
+    height: int | None = None
+    tissue_mm2: float | None = None
+    tiles: int | None = None
+    bad_tiles: int | None = None
+    precision: str = ""
+    seconds: float | None = None
+
+
+SLIDES_COLUMNS = tuple(f.name for f in fields(SlideRow))
+FAILURES_COLUMNS = ("slide_id", "path", "stage", "error", "remedy")
+
+
+def feature_files(out: str | Path) -> dict[tuple[str, str], Path]:
+    """All finished feature files of a run: (encoder folder, slide_id) -> path."""
+    root = Path(out) / "features"
+    found: dict[tuple[str, str], Path] = {}
+    for encoder in sorted(p.name for p in root.iterdir()) if root.is_dir() else ():
+        base = root / encoder
+        for folder, _, names in os.walk(base):
+            inside = Path(folder).relative_to(base).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            for name in names:
+                if name.endswith(".h5") and not name.startswith("."):
+                    found[encoder, prefix + name[:-3]] = Path(folder, name)
+    return found
+
+
+def _row_of_record(record: SlideRecord, encoder: str, result: SlideResult | None) -> SlideRow:
+    common = {
+        "slide_id": record.slide_id,
+        "path": record.path,
+        "encoder": encoder,
+        "mpp": record.mpp,
+        "mpp_source": record.mpp_source,
+        "width": record.width,
+        "height": record.height,
+        "tissue_mm2": record.tissue_mm2,
+    }
+    if result is None:
+        return SlideRow(status="pending", **common)  # type: ignore[arg-type]
+    return SlideRow(
+        status=result.status,
+        reason=result.reason,
+        tiles=result.tiles,
+        bad_tiles=result.bad_tiles,
+        precision=result.precision,
+        seconds=result.seconds,
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def _row_of_file(slide_id: str, slide_path: str, encoder: str, file: Path) -> SlideRow:
+    """The row of a feature file that has no record: what the file itself says."""
+    from wsipipe.store.features import read_features
+
+    try:
+        bag = read_features(file, lazy=True)
+    except StoreError as error:
+        return SlideRow(
+            slide_id=slide_id,
+            path=slide_path,
+            encoder=encoder,
+            status="failed",
+            reason=error.reason,
+        )
+    bad = 0 if bag.tile_status is None else int((bag.tile_status > 0).sum())
+    return SlideRow(
+        slide_id=slide_id,
+        path=slide_path,
+        encoder=encoder,
+        status="done" if len(bag) else "empty",
+        reason="" if len(bag) else "no tile with enough tissue",
+        mpp=bag.attrs.get("level0_mpp"),
+        mpp_source=str(bag.attrs.get("mpp_source", "")),
+        width=bag.coords_attrs.get("level0_width"),
+        height=bag.coords_attrs.get("level0_height"),
+        tiles=len(bag),
+        bad_tiles=bad,
+        precision=str(bag.attrs.get("precision", "")),
+    )
+
+
+def fold(
+    out: str | Path,
+    expected: Iterable[tuple[str, str]] = (),
+    encoders: Sequence[str] = (),
+) -> tuple[list[SlideRow], list[dict[str, str]]]:
+    """The state of a run, from its files.
+
+    Args:
+        out: Folder of the run.
+        expected: (slide_id, path) of slides that belong to it; those without files are pending.
+            Slides that the present `slides.csv` lists belong to it, too.
+        encoders: Folder names below `features/` that each slide is expected in.
+
+    Returns:
+        Rows sorted by slide and encoder, and the lines of `failures.csv`.
+    """
+    out = Path(out)
+    files = feature_files(out)
+    wanted: dict[tuple[str, str], str] = {
+        (row.slide_id, row.encoder): row.path for row in read_slides_csv(out / "slides.csv")
+    }
+    wanted |= {(slide_id, name): path for slide_id, path in expected for name in encoders}
+    rows: dict[tuple[str, str], SlideRow] = {}
+    failures: dict[tuple[str, str], dict[str, str]] = {}
+    for record in Records(out).all():
+        names = {*record.results, *(e for s, e in wanted if s == record.slide_id)}
+        for encoder in names:
+            result = record.results.get(encoder)
+            key = (record.slide_id, encoder)
+            file = files.pop((encoder, record.slide_id), None)
+            if result is not None and result.status in ("done", "empty") and file is None:
+                result = None  # the file was removed: to be done again
+            if result is None and file is not None:
+                rows[key] = _row_of_file(record.slide_id, record.path, encoder, file)
+                continue
+            rows[key] = _row_of_record(record, encoder, result)
+            if result is not None and result.status == "failed":
+                line = (record.path, result.stage, result.error, result.remedy)
+                failures.setdefault(
+                    (record.slide_id, result.error),
+                    dict(zip(FAILURES_COLUMNS, (record.slide_id, *line), strict=True)),
+                )
+    for (encoder, slide_id), file in files.items():
+        key = (slide_id, encoder)
+        rows[key] = _row_of_file(slide_id, wanted.get(key, ""), encoder, file)
+    for (slide_id, encoder), path in wanted.items():
+        if (slide_id, encoder) not in rows:
+            rows[slide_id, encoder] = SlideRow(
+                slide_id=slide_id, path=path, encoder=encoder, status="pending"
+            )
+    return [rows[key] for key in sorted(rows)], [failures[key] for key in sorted(failures)]
+
+
+def count_statuses(rows: Iterable[SlideRow]) -> dict[str, int]:
+    """How many rows are done, empty, failed, pending (all four, zeros too)."""
+    counts = Counter(row.status for row in rows)
+    return {status: counts[status] for status in ("done", "empty", "failed", "pending")}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_text(value) for value in line] for line in lines)
+    return buffer.getvalue()
+
+
+def write_tables(
+    out: str | Path,
+    expected: Iterable[tuple[str, str]] = (),
+    encoders: Sequence[str] = (),
+) -> list[SlideRow]:
+    """Rebuild `slides.csv`, and `failures.csv` where there are failures; see `fold`.
+
+    Returns:
+        The rows that were written.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    out = Path(out)
+    rows, failures = fold(out, expected, encoders)
+    lines = ([getattr(row, name) for name in SLIDES_COLUMNS] for row in rows)
+    publish_text(out / "slides.csv", _csv(SLIDES_COLUMNS, lines))
+    if failures:
+        lines = ([line[name] for name in FAILURES_COLUMNS] for line in failures)
+        publish_text(out / "failures.csv", _csv(FAILURES_COLUMNS, lines))
+    else:
+        (out / "failures.csv").unlink(missing_ok=True)
+    return rows
+
+
+def read_slides_csv(path: str | Path) -> list[SlideRow]:
+    """The slides that a former run listed: id, path, encoder and status; [] if it is not there."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in csv.DictReader(io.StringIO(text)):
+        status = line.get("status")
+        if line.get("slide_id") and status in ("done", "empty", "failed", "pending"):
+            rows.append(
+                SlideRow(
+                    slide_id=line["slide_id"],
+                    path=line.get("path") or "",
+                    encoder=line.get("encoder") or "",
+                    status=status,  # type: ignore[arg-type]
+                )
+            )
+    return rows
