@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wsipipe.store.check import FileCheck, check_file
+from wsipipe.store.events import EventLog, write_run_yaml
 from wsipipe.store.features import (
     FeatureFile,
     FeatureMeta,
@@ -12,20 +13,37 @@ from wsipipe.store.features import (
     write_features,
 )
 from wsipipe.store.identity import canonical_json, identity_differences, identity_hash
+from wsipipe.store.lease import Lease, Leases
+from wsipipe.store.names import Pseudonymizer, check_slide_id, redact_tokens, safe_name, scrub_paths
+from wsipipe.store.partial import PartialRows, remove_stale_partials
 from wsipipe.store.publish import (
     publish_bytes,
     publish_file,
     publish_text,
     remove_stale_temporaries,
 )
+from wsipipe.store.records import Records, SlideRecord, SlideResult
+from wsipipe.store.tables import SlideRow, count_statuses, fold, write_tables
 
 __all__ = [
+    "EventLog",
     "FeatureFile",
     "FeatureMeta",
     "Features",
     "FileCheck",
+    "Lease",
+    "Leases",
+    "PartialRows",
+    "Pseudonymizer",
+    "Records",
+    "SlideRecord",
+    "SlideResult",
+    "SlideRow",
     "canonical_json",
     "check_file",
+    "check_slide_id",
+    "count_statuses",
+    "fold",
     "identity_differences",
     "identity_hash",
     "publish_bytes",
@@ -33,6 +51,12 @@ __all__ = [
     "publish_text",
     "read_attrs",
     "read_features",
+    "redact_tokens",
+    "remove_stale_partials",
     "remove_stale_temporaries",
+    "safe_name",
+    "scrub_paths",
     "write_features",
+    "write_run_yaml",
+    "write_tables",
 ]

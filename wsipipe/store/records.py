@@ -211,6 +211,7 @@ class Records:
 
 
 _RESULT_FIELDS = frozenset(f.name for f in fields(SlideResult))
+_ATTEMPT_FIELDS = frozenset({"state", "host", "pid", "start"})
 _RECORD_FIELDS = frozenset(f.name for f in fields(SlideRecord))
 
 
@@ -223,6 +224,7 @@ def read_record(path: Path) -> SlideRecord | None:
             name: SlideResult(**{k: v for k, v in result.items() if k in _RESULT_FIELDS})
             for name, result in content.get("results", {}).items()
         }
+        kept["attempts"] = [a for a in content.get("attempts", []) if _ATTEMPT_FIELDS <= set(a)]
         return SlideRecord(**kept)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None

@@ -138,11 +138,13 @@ def fold(
         (row.slide_id, row.encoder): row.path for row in read_slides_csv(out / "slides.csv")
     }
     wanted |= {(slide_id, name): path for slide_id, path in expected for name in encoders}
+    wanted_encoders: dict[str, list[str]] = {}
+    for slide_id, encoder in wanted:
+        wanted_encoders.setdefault(slide_id, []).append(encoder)
     rows: dict[tuple[str, str], SlideRow] = {}
     failures: dict[tuple[str, str], dict[str, str]] = {}
     for record in Records(out).all():
-        names = {*record.results, *(e for s, e in wanted if s == record.slide_id)}
-        for encoder in names:
+        for encoder in {*record.results, *wanted_encoders.get(record.slide_id, ())}:
             result = record.results.get(encoder)
             key = (record.slide_id, encoder)
             file = files.pop((encoder, record.slide_id), None)
