@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from wsipipe.slide.discover import SlideEntry, find_slides
+from wsipipe.slide.files import fingerprint
 from wsipipe.slide.open import open_slide
 from wsipipe.slide.slide import ReadPlan, Slide, ThumbnailImage, choose_level
 
-__all__ = ["ReadPlan", "Slide", "ThumbnailImage", "choose_level", "open_slide"]
+__all__ = [
+    "ReadPlan",
+    "Slide",
+    "SlideEntry",
+    "ThumbnailImage",
+    "choose_level",
+    "find_slides",
+    "fingerprint",
+    "open_slide",
+]

@@ -70,7 +70,6 @@ class ImageReader(Reader):
             claims=tuple(claims),
             properties={"openslide.vendor": kind, "openslide.level-count": "1"},
             icc_profile=profile if isinstance(profile, bytes) and profile else None,
-            files=(self._path,),
         )
 
     def read_block(

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from wsipipe.errors import ConfigError, SlideOpenError
+from wsipipe.slide.classify import refuse_rubbish
+from wsipipe.slide.files import dicom_files
 from wsipipe.slide.slide import Slide
 
 __all__ = ["READERS", "open_slide"]
@@ -36,11 +38,21 @@ def open_slide(
         raise ConfigError(f"Unknown colour handling {icc!r}.", "Choose 'none' or 'srgb'.")
     where = Path(path)
     if not where.exists():
-        raise SlideOpenError(path, "the file does not exist", "Check the path.")
+        dangling = "a symbolic link to nothing" if where.is_symlink() else "the file does not exist"
+        raise SlideOpenError(path, dangling, "Check the path.")
     if reader == "image" or (reader is None and where.suffix.lower() in _FLAT):
         from wsipipe.slide.image_reader import ImageReader
 
         return Slide(path, ImageReader(where), mpp=mpp)
     from wsipipe.slide.openslide_reader import OpenSlideReader
 
+    if where.is_dir():
+        series = dicom_files(where)
+        if not series:
+            raise SlideOpenError(
+                path, "a folder that is neither one DICOM series nor an OME-Zarr image"
+            )
+        where = series[0]
+    else:
+        refuse_rubbish(where)
     return Slide(path, OpenSlideReader(where), mpp=mpp)

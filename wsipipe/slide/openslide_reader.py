@@ -142,7 +142,6 @@ def _describe(path: Path, handle: Any) -> ReaderInfo:
         claims=tuple(_claims(properties)),
         properties=allowed,
         icc_profile=profile.tobytes() if profile is not None else None,
-        files=(path,),
     )
 
 

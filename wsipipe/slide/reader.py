@@ -66,7 +66,6 @@ class ReaderInfo:
         claims: Pixel sizes, most trusted source first.
         properties: Allow-listed facts without personal data.
         icc_profile: Embedded colour profile.
-        files: Every file of the slide, sorted.
     """
 
     vendor: str | None
@@ -77,7 +76,6 @@ class ReaderInfo:
     claims: tuple[MppClaim, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
     icc_profile: bytes | None = None
-    files: tuple[Path, ...] = ()
 
 
 class Reader(ABC):

@@ -82,7 +82,7 @@ def resample(source: TileArray, start: _Pair, step: _Pair, size: tuple[int, int]
         (height, width, 3) uint8, rounded to nearest.
     """
     height, width = source.shape[:2]
-    if step == (1, 1) and start[0].denominator == start[1].denominator == 1:
+    if step[0] == 1 == step[1] and start[0].denominator == start[1].denominator == 1:
         x, y = int(start[0]), int(start[1])
         return np.ascontiguousarray(source[y : y + size[1], x : x + size[0]])
     if all(value.denominator == 1 for value in (*start, *step)):

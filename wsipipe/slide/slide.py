@@ -14,6 +14,7 @@ import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
 from wsipipe.slide.blocks import fill_region
+from wsipipe.slide.files import fingerprint, slide_files
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
 from wsipipe.slide.reader import Reader
@@ -343,14 +344,12 @@ class Slide:
 
     def files(self) -> list[Path]:
         """Every file of the slide, sorted."""
-        return list(self._reader.info.files)
+        return slide_files(Path(self.path))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the size, first and last 64 KiB of every file of the slide."""
         if self._fingerprint is None:
-            from wsipipe.slide.fingerprint import fingerprint_files
-
-            self._fingerprint = fingerprint_files(self.files())
+            self._fingerprint = fingerprint(self.path)
         return self._fingerprint
 
     def close(self) -> None:

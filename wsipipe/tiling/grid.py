@@ -199,10 +199,10 @@ def _tissue_fractions(
     boxes = np.empty((*shape, 4), np.float64)
     boxes[..., 0], boxes[..., 2] = x0, x0 + float(footprint[0])
     boxes[..., 1], boxes[..., 3] = y0[:, None], y0[:, None] + float(footprint[1])
-    boxes = boxes.reshape(-1, 4)
+    flat = boxes.reshape(-1, 4)
 
     def coverage(mask: TissueMask) -> NDArray[np.float32]:
-        return np.asarray(mask.coverage(boxes), np.float32).reshape(shape)
+        return np.asarray(mask.coverage(flat), np.float32).reshape(shape)
 
     fractions = np.ones(shape, np.float32) if tissue is None else coverage(tissue)
     if roi is None:
