@@ -1,0 +1,1 @@
+"""The aggregators, one file each. `wsipipe.mil.registry` names them."""
