@@ -224,7 +224,7 @@ def read_record(path: Path) -> SlideRecord | None:
             name: SlideResult(**{k: v for k, v in result.items() if k in _RESULT_FIELDS})
             for name, result in content.get("results", {}).items()
         }
-        kept["attempts"] = [a for a in content.get("attempts", []) if _ATTEMPT_FIELDS <= set(a)]
+        kept["attempts"] = [a for a in content.get("attempts", []) if set(a) >= _ATTEMPT_FIELDS]
         return SlideRecord(**kept)
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
         return None

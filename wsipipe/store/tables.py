@@ -12,8 +12,10 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import numpy as np
 
 from wsipipe.errors import StoreError
 from wsipipe.store.publish import publish_text
@@ -87,33 +89,30 @@ def _row_of_record(record: SlideRecord, encoder: str, result: SlideResult | None
 
 def _row_of_file(slide_id: str, slide_path: str, encoder: str, file: Path) -> SlideRow:
     """The row of a feature file that has no record: what the file itself says."""
-    from wsipipe.store.features import read_features
+    from wsipipe.store.features import open_h5
 
+    row = SlideRow(slide_id=slide_id, path=slide_path, encoder=encoder, status="failed")
     try:
-        bag = read_features(file, lazy=True)
+        with open_h5(file) as h5:
+            coords, status, attrs = h5.get("coords"), h5.get("tile_status"), h5.attrs
+            tiles = len(coords) if coords is not None else len(h5["features"])
+            known = coords.attrs if coords is not None else {}
+            return replace(
+                row,
+                status="done" if tiles else "empty",
+                reason="" if tiles else "no tile with enough tissue",
+                mpp=attrs.get("level0_mpp"),
+                mpp_source=str(attrs.get("mpp_source", "")),
+                width=known.get("level0_width"),
+                height=known.get("level0_height"),
+                tiles=tiles,
+                bad_tiles=int(np.count_nonzero(status[()])) if status is not None else 0,
+                precision=str(attrs.get("precision", "")),
+            )
+    except KeyError:
+        return replace(row, reason="no dataset `features` in its file")
     except StoreError as error:
-        return SlideRow(
-            slide_id=slide_id,
-            path=slide_path,
-            encoder=encoder,
-            status="failed",
-            reason=error.reason,
-        )
-    bad = 0 if bag.tile_status is None else int((bag.tile_status > 0).sum())
-    return SlideRow(
-        slide_id=slide_id,
-        path=slide_path,
-        encoder=encoder,
-        status="done" if len(bag) else "empty",
-        reason="" if len(bag) else "no tile with enough tissue",
-        mpp=bag.attrs.get("level0_mpp"),
-        mpp_source=str(bag.attrs.get("mpp_source", "")),
-        width=bag.coords_attrs.get("level0_width"),
-        height=bag.coords_attrs.get("level0_height"),
-        tiles=len(bag),
-        bad_tiles=bad,
-        precision=str(bag.attrs.get("precision", "")),
-    )
+        return replace(row, reason=error.reason)
 
 
 def fold(
@@ -180,7 +179,7 @@ def count_statuses(rows: Iterable[SlideRow]) -> dict[str, int]:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
