@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["STAIN_STATISTICS", "hed_jitter", "lab_statistics", "match_statistics", "randstainna"]
+__all__ = [
+    "STAIN_STATISTICS",
+    "hed_jitter",
+    "lab_statistics",
+    "match_statistics",
+    "randstainna",
+    "recolour_to_dab",
+]
 
 # Rows haematoxylin, eosin, residual (Ruifrok & Johnston 2001), as scikit-image's rgb_from_hed.
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -82,3 +89,17 @@ def randstainna(images: Tensor, draws: Tensor, std_hyper: float = -0.3) -> Tenso
     to_float = torch.tensor([100 / 255, 1, 1], dtype=images.dtype, device=images.device)
     offset = torch.tensor([0, 128, 128], dtype=images.dtype, device=images.device)
     return match_statistics(images, mean * to_float - offset, std * to_float)
+
+
+def recolour_to_dab(images: Tensor) -> Tensor:
+    """H&E as if stained with haematoxylin and DAB: eosin's place is taken by brown, weaker.
+
+    Args:
+        images: (B, 3, H, W) in 0..1.
+    """
+    stains = torch.tensor(_STAINS, dtype=images.dtype, device=images.device)
+    brown = stains.clone()
+    brown[1] = stains[2] * 0.7
+    matrix = torch.linalg.inv(stains) @ brown
+    density = -(images.clamp_min(0) + _EPS).log().flatten(2)
+    return (-(matrix.T @ density)).exp().clamp(0, 1).view_as(images)
