@@ -5,4 +5,4 @@ To add an encoder: write `zoo/<family>.py` with `CARDS` (or `CARD`) and `build(c
 name here. Tests run over this list.
 """
 
-FAMILIES: tuple[str, ...] = ("phikon",)
+FAMILIES: tuple[str, ...] = ("texture", "phikon")
