@@ -46,7 +46,8 @@ class Texture(nn.Module):
                 return self._describe(tiles)
             if not len(tiles):
                 return tiles.new_zeros((0, self.dim))
-            return torch.cat([self._group(g) for g in tiles.split(_GROUP)])
+            starts = range(0, len(tiles), _GROUP)
+            return torch.cat([self._group(tiles[i : i + _GROUP]) for i in starts])
 
     def _group(self, tiles: Tensor) -> Tensor:
         missing = _GROUP - len(tiles)

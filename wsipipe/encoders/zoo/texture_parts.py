@@ -28,7 +28,8 @@ def unmixing() -> Tensor:
     """(3, 3) float32: stains x RGB, from optical density to density of H, E and the rest."""
     stains = torch.tensor(_STAINS, dtype=torch.float64)
     stains = stains / stains.norm(dim=1, keepdim=True)
-    return torch.linalg.inv(stains).T.float().contiguous()
+    inverse: Tensor = torch.linalg.inv(stains)
+    return inverse.T.float().contiguous()
 
 
 def oriented_filters() -> Tensor:
