@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("pull", "Weights ahead of time, also for machines without network."),
     "status": ("status", "What is done and what is not."),
     "verify": ("verify", "What is broken; damage found: exit 1."),
+    "report": ("report", "One HTML page about a run."),
     "synth": ("synth", "Make synthetic H&E-like slides with known tissue, tumour and labels."),
     "doctor": ("doctor", "Is this machine fit?"),
 }
