@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from wsipipe.errors import ConfigError, SlideOpenError
 from wsipipe.slide.classify import refuse_rubbish
-from wsipipe.slide.files import dicom_files
+from wsipipe.slide.files import dicom_files, is_url
+from wsipipe.slide.reader import Reader
 from wsipipe.slide.slide import Slide
 
 __all__ = ["READERS", "open_slide"]
 
 READERS: Final = ("tiff", "openslide", "dicom", "tiffslide", "zarr", "image")
 _FLAT: Final = {".png", ".jpg", ".jpeg", ".bmp"}
+# What OpenSlide calls the formats that the direct reader has proved itself on (None: not its own).
+_DIRECT_FORMATS: Final = {None, "aperio", "generic-tiff"}
+_OwnReader = tuple[Reader, str, Callable[[], Reader | None] | None]
 
 
 def open_slide(
@@ -36,23 +41,115 @@ def open_slide(
         raise ConfigError(f"Unknown reader {reader!r}.", f"Choose one of {', '.join(READERS)}.")
     if icc not in ("none", "srgb"):
         raise ConfigError(f"Unknown colour handling {icc!r}.", "Choose 'none' or 'srgb'.")
-    where = Path(path)
-    if not where.exists():
-        dangling = "a symbolic link to nothing" if where.is_symlink() else "the file does not exist"
-        raise SlideOpenError(path, dangling, "Check the path.")
-    if reader == "image" or (reader is None and where.suffix.lower() in _FLAT):
+    opened, reason, second = _choose(path) if reader is None else _insisted(path, reader)
+    try:
+        return Slide(path, opened, mpp=mpp, reader_reason=reason, second=second, icc=icc)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _choose(path: str | Path) -> _OwnReader:
+    if is_url(path):
+        return _insisted(path, "tiffslide")
+    where = _existing(path)
+    if where.is_dir():
+        if where.suffix.lower() == ".zarr" or (where / ".zattrs").exists():
+            return _insisted(path, "zarr")
+        return _dicom(path, _series_file(where))
+    if where.suffix.lower() in _FLAT:
+        return _insisted(path, "image")
+    kind = refuse_rubbish(where)
+    if kind == "tiff":
+        return _tiff(where)
+    if kind == "dicom":
+        return _dicom(path, where)
+    return _openslide(where, "the direct reader knows TIFF only")
+
+
+def _insisted(path: str | Path, name: str) -> _OwnReader:
+    """Just the named reader, without a second one."""
+    if name == "tiffslide":
+        from wsipipe.slide.tiffslide_reader import TiffSlideReader
+
+        reason = "a remote file is read through fsspec" if is_url(path) else "asked for"
+        return TiffSlideReader(path), reason, None
+    where = _existing(path)
+    if name == "zarr":
+        from wsipipe.slide.zarr_reader import ZarrReader
+
+        return ZarrReader(where), "", None
+    if where.is_dir():
+        where = _series_file(where)
+    if name == "image":
         from wsipipe.slide.image_reader import ImageReader
 
-        return Slide(path, ImageReader(where), mpp=mpp)
+        return ImageReader(where), "", None
+    refuse_rubbish(where)
+    if name == "tiff":
+        from wsipipe.slide.tiff_index import NotDirect
+        from wsipipe.slide.tiff_reader import TiffReader
+
+        try:
+            return TiffReader(where), "asked for", None
+        except NotDirect as why:
+            raise SlideOpenError(path, f"the direct reader does not read it: {why}") from why
+    if name == "dicom":
+        from wsipipe.slide.dicom_reader import DicomReader
+
+        return DicomReader(where), "asked for", None
+    return _openslide(where, "asked for")
+
+
+def _existing(path: str | Path) -> Path:
+    where = Path(path)
+    if not where.exists():
+        problem = "a symbolic link to nothing" if where.is_symlink() else "the file does not exist"
+        raise SlideOpenError(path, problem, "Check the path.")
+    return where
+
+
+def _series_file(folder: Path) -> Path:
+    series = dicom_files(folder)
+    if not series:
+        raise SlideOpenError(
+            folder, "a folder that is neither one DICOM series nor an OME-Zarr image"
+        )
+    return series[0]
+
+
+def _tiff(where: Path) -> _OwnReader:
+    import openslide
+
+    from wsipipe.slide.tiff_index import NotDirect
+    from wsipipe.slide.tiff_reader import TiffReader, check_whole
+
+    vendor = openslide.OpenSlide.detect_format(where)
+    if vendor not in _DIRECT_FORMATS:
+        if vendor != "hamamatsu":  # NDPI has its own 64-bit offsets in a 32-bit file
+            check_whole(where)
+        return _openslide(where, f"{vendor} files are read through OpenSlide")
+    try:
+        reader = TiffReader(where)
+    except NotDirect as why:
+        return _openslide(where, str(why))
+
+    def second() -> Reader | None:
+        from wsipipe.slide.openslide_reader import OpenSlideReader
+
+        try:
+            return OpenSlideReader(where)
+        except SlideOpenError:
+            return None
+
+    return reader, "", second
+
+
+def _openslide(where: Path, reason: str) -> _OwnReader:
     from wsipipe.slide.openslide_reader import OpenSlideReader
 
-    if where.is_dir():
-        series = dicom_files(where)
-        if not series:
-            raise SlideOpenError(
-                path, "a folder that is neither one DICOM series nor an OME-Zarr image"
-            )
-        where = series[0]
-    else:
-        refuse_rubbish(where)
-    return Slide(path, OpenSlideReader(where), mpp=mpp)
+    return OpenSlideReader(where), reason, None
+
+
+def _dicom(path: str | Path, where: Path) -> _OwnReader:
+    return _openslide(where, "DICOM is read through OpenSlide")

@@ -110,6 +110,12 @@ def _open(path: Path) -> Any:
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:
+        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+            raise SlideOpenError(
+                path,
+                f"its folder {path.stem}/ is missing; a MIRAX slide is the file and the folder",
+                "Copy the folder beside the file.",
+            ) from error
         raise SlideOpenError(path, f"OpenSlide cannot open it: {_first_line(error)}") from error
     # One cache a handle keeps memory bounded however many slides are open.
     handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))

@@ -15,6 +15,7 @@ import numpy as np
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
 from wsipipe.slide.blocks import fill_region
 from wsipipe.slide.files import fingerprint, slide_files
+from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
 from wsipipe.slide.reader import Reader
@@ -91,14 +92,13 @@ class Slide:
         mpp: float | None = None,
         reader_reason: str = "",
         second: Callable[[], Reader | None] | None = None,
-        recolour: Callable[[TileArray], TileArray] | None = None,
+        icc: str = "none",
     ) -> None:
         self.path = path
         self._reader = reader
         self._second_factory = second
         self._second: Reader | None = None
         self._second_tried = False
-        self._recolour = recolour
         self._lock = threading.Lock()
         info = reader.info
         self.reader = reader.name
@@ -111,7 +111,8 @@ class Slide:
         self.background: Rgb = info.background
         self.properties = dict(info.properties)
         self.icc_profile = info.icc_profile
-        self.icc = "none" if recolour is None else "srgb"
+        self.icc = icc
+        self._recolour = to_srgb(path, info.icc_profile) if icc == "srgb" else None
         self._mpp: MppResult = resolve_mpp(info.claims, mpp)
         self.mpp_source = self._mpp.source
         self.mpp_notes = self._mpp.notes
@@ -315,6 +316,9 @@ class Slide:
             return self._reader.read_block(level, col, row)
         block_w, block_h = self.block_sizes[level]
         size = self._reader.info.level_sizes[level]
+        if size not in second.info.level_sizes:
+            raise first
+        there = second.info.level_sizes.index(size)
         corner = (col * block_w, row * block_h)
         out = np.empty(
             (min(block_h, size[1] - corner[1]), min(block_w, size[0] - corner[0]), 3), np.uint8
@@ -323,8 +327,8 @@ class Slide:
             fill_region(
                 out,
                 corner,
-                lambda c, r: second.read_block(level, c, r),
-                second.info.block_sizes[level],
+                lambda c, r: second.read_block(there, c, r),
+                second.info.block_sizes[there],
                 size,
                 self.background,
             )
