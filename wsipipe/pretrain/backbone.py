@@ -14,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsipipe.encoders.nets.vit import pool_tokens, timm_model
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.options import Arch
 
-__all__ = ["Backbone", "build_backbone"]
+__all__ = ["POOLING", "Backbone", "build_backbone", "timm_arguments"]
+
+# A recipe's word for pooling -> the word of encoder cards.
+POOLING = {"token": "cls", "avg": "mean", "cls+mean": "cls+mean"}
 
 
 class Backbone(nn.Module):
@@ -25,11 +29,12 @@ class Backbone(nn.Module):
 
     Args:
         net: timm model without a classifier.
-        pool: "token" or "avg".
+        pool: "token", "avg" or "cls+mean".
         masking: Whether patches can be replaced by a learned mask token.
 
     Attributes:
-        dim: Width of the features.
+        dim: Width of the tokens.
+        out_dim: Width of the pooled features.
         is_vit: Whether `tokens` works.
         n_prefix: Class and register tokens before the patches (0 for other networks).
         patch: Edge of a patch in pixels (0 for other networks).
@@ -39,6 +44,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.net, self.pool = net, pool
         self.dim = int(net.num_features)
+        self.out_dim = self.dim * (2 if pool == "cls+mean" else 1)
         self.is_vit = hasattr(net, "blocks") and hasattr(net, "_pos_embed")
         self.n_prefix = int(net.num_prefix_tokens) if self.is_vit else 0
         self.patch = int(net.patch_embed.patch_size[0]) if self.is_vit else 0
@@ -54,15 +60,15 @@ class Backbone(nn.Module):
         return px // self.patch_now
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, dim) pooled features."""
+        """(B, 3, H, W) normalised -> (B, out_dim) pooled features."""
         if not self.is_vit:
             features: Tensor = self.net(images)
             return features
         return self.pooled(self.tokens(images))
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """(B, n_prefix + N, dim) -> (B, dim), the way the exported encoder does."""
-        return tokens[:, 0] if self.pool == "token" else tokens[:, self.n_prefix :].mean(dim=1)
+        """(B, n_prefix + N, dim) -> (B, out_dim), the way the exported encoder does."""
+        return pool_tokens(tokens, POOLING[self.pool], self.n_prefix)
 
     def summary(self, tokens: Tensor) -> Tensor:
         """The class token where there is one, else the mean of the patches: (B, dim)."""
@@ -142,20 +148,12 @@ def build_backbone(arch: Arch, *, masking: bool = False, teacher: bool = False) 
     Raises:
         ConfigError: timm does not know the architecture or an argument.
     """
-    import timm
-
-    args = _resolved(arch.args)
-    is_vit = "vit" in arch.timm
-    if is_vit:
-        args.setdefault("dynamic_img_size", True)
-        # The last norm stays before pooling, so that class and patch tokens are both normed.
-        args.setdefault("fc_norm", False)
-        args["global_pool"] = arch.pool
+    args = timm_arguments(arch)
     if arch.drop_path and not teacher:
         args["drop_path_rate"] = arch.drop_path
     try:
-        net = timm.create_model(arch.timm, pretrained=False, num_classes=0, **args)
-    except (RuntimeError, TypeError, ValueError) as error:
+        net = timm_model(arch.timm, args)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"timm cannot build {arch.timm!r} with {args}: {error}") from None
     if arch.grad_checkpointing:
         net.set_grad_checkpointing(True)
@@ -168,15 +166,14 @@ def build_backbone(arch: Arch, *, masking: bool = False, teacher: bool = False) 
     return backbone
 
 
-def _resolved(args: dict[str, Any]) -> dict[str, Any]:
-    """Names of layers, which YAML cannot hold, to classes."""
-    from timm.layers import SwiGLUPacked
-
-    args = dict(args)
-    if args.get("mlp_layer") == "swiglu":
-        args["mlp_layer"] = SwiGLUPacked
-    if args.get("act_layer") == "silu":
-        args["act_layer"] = nn.SiLU
+def timm_arguments(arch: Arch) -> dict[str, Any]:
+    """Arguments of timm's model, as they also stand in the exported config.json."""
+    args: dict[str, Any] = {**arch.args, "num_classes": 0}
+    if "vit" in arch.timm:
+        args.setdefault("dynamic_img_size", True)
+        # The last norm stays before pooling, so that class and patch tokens are both normed.
+        args["fc_norm"] = False
+        args["global_pool"] = "avg" if arch.pool == "avg" else "token"
     return args
 
 

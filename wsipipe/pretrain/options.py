@@ -47,7 +47,8 @@ class Arch(_Frozen):
     Attributes:
         timm: Architecture's name in timm.
         args: Keyword arguments of `timm.create_model`.
-        pool: What the exported encoder answers: the class token, or the mean of the patch tokens.
+        pool: What the exported encoder answers: the class token, the mean of the patch tokens, or
+            both, one after the other.
         pos_embed: learned; sincos (2-D sine-cosine start, then learned); fixed (never changes).
         freeze_patch_embed: MoCo v3's cure against instability.
         patch_sizes: Patch edges drawn anew each step (FlexiViT); empty = the architecture's own.
@@ -57,7 +58,7 @@ class Arch(_Frozen):
 
     timm: str
     args: dict[str, Any] = {}
-    pool: Literal["token", "avg"] = "token"
+    pool: Literal["token", "avg", "cls+mean"] = "token"
     pos_embed: Literal["learned", "sincos", "fixed"] = "learned"
     freeze_patch_embed: bool = False
     patch_sizes: tuple[int, ...] = ()
@@ -169,6 +170,7 @@ class Views(_Frozen):
         solarize_p: Probability of solarisation.
         stain: Changes of stain.
         shuffle: Patch shuffle of the last global view: probability and grid.
+        weak_first: The first global view is only cropped, flipped and turned (FixMatch).
         mean, std: Normalisation of values in 0..1; null = none. Travels with the encoder.
     """
 
@@ -184,6 +186,7 @@ class Views(_Frozen):
     solarize_p: Triple = (0.0, 0.0, 0.0)
     stain: Stain = Stain()
     shuffle: tuple[Share, int] = (0.0, 4)
+    weak_first: bool = False
     mean: tuple[float, float, float] | None = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] | None = (0.229, 0.224, 0.225)
 

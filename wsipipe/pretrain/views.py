@@ -142,6 +142,8 @@ class ViewMaker:
         spec = self.spec
         theta = self._geometry(n, crop, generator)[rows].to(images)
         view = _sample(_shrink(images, crop), theta, crop.px)
+        if spec.weak_first and kind == 0:
+            return normalise(view, spec)
         view = self._stained(view, n, rows, generator)
         view = _coloured(view, _colour_draws(n, spec, generator)[rows].to(images))
         view = self._blurred(view, spec.blur_p[kind], n, rows, generator)

@@ -56,7 +56,7 @@ class Clip(Method):
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         super().__init__(recipe, classes)
         o = recipe.loss
-        self.project = nn.Linear(self.student.dim, o.out, bias=False)
+        self.project = nn.Linear(self.student.out_dim, o.out, bias=False)
         self.text = TextTower(o.text_width, o.text_layers, o.text_heads, o.context, o.out)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / o.temp)))
 

@@ -25,7 +25,7 @@ class SimClr(Method):
 
         super().__init__(recipe, classes)
         o = recipe.loss
-        self.head = SimCLRProjectionHead(self.student.dim, o.hidden, o.out)
+        self.head = SimCLRProjectionHead(self.student.out_dim, o.hidden, o.out)
         self.criterion = NTXentLoss(o.temp, gather_distributed=torch.distributed.is_available())
 
     def forward(self, batch: ViewBatch, at: At) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class MocoV2(_Momentum):
         from lightly.models.modules import MoCoProjectionHead
 
         super().__init__(recipe, classes)
-        o, dim = recipe.loss, self.student.dim
+        o, dim = recipe.loss, self.student.out_dim
         self.head, self.teacher_head = pair(lambda: MoCoProjectionHead(dim, o.hidden, o.out))
         self.criterion = NTXentLoss(
             o.temp,
@@ -110,7 +110,7 @@ class MocoV3(_Momentum):
 
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         super().__init__(recipe, classes)
-        o, dim = recipe.loss, self.student.dim
+        o, dim = recipe.loss, self.student.out_dim
         self.head, self.teacher_head = pair(
             lambda: mlp(dim, o.hidden, o.hidden, o.out, last_norm=True)
         )
@@ -133,7 +133,7 @@ class Byol(_Momentum):
         from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 
         super().__init__(recipe, classes)
-        o, dim = recipe.loss, self.student.dim
+        o, dim = recipe.loss, self.student.out_dim
         self.head, self.teacher_head = pair(lambda: BYOLProjectionHead(dim, o.hidden, o.out))
         self.predictor = BYOLPredictionHead(o.out, o.hidden, o.out)
         self.synchronise()

@@ -1,8 +1,8 @@
 """PathoDuet (2312.09894): MoCo v3 with a pretext token that asks about another picture.
 
 Cross-scale: the network looks at a region and is handed a patch of it; it must say where the patch
-lies and what it is. Cross-stain: it looks at one stain, is handed a crop, and must find the features
-of the same tissue in the other stain. Written from the paper's formulas.
+lies and what it is. Cross-stain: it looks at one stain, is handed a crop, and must find the
+features of the same tissue in the other stain. Written from the paper's formulas.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class PathoDuet(MocoV3):
 
     def _scale(self, batch: ViewBatch) -> dict[str, Tensor]:
         o, net = self.recipe.loss, self.student
-        assert batch.region is not None and batch.plain is not None
+        assert batch.region is not None
+        assert batch.plain is not None
         a, b = batch.views
         f1, f2 = self.head(net(a)), self.head(net(b))
         q1, q2 = self.predictor(f1).float(), self.predictor(f2).float()

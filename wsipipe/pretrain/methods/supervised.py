@@ -30,7 +30,7 @@ class MultiTask(Method):
         super().__init__(recipe, classes)
         self.tasks = _tasks(classes)
         self.drop = nn.Dropout(recipe.loss.dropout)
-        self.heads = nn.ModuleList(nn.Linear(self.student.dim, c) for c in self.tasks.values())
+        self.heads = nn.ModuleList(nn.Linear(self.student.out_dim, c) for c in self.tasks.values())
 
     def forward(self, batch: ViewBatch, at: At) -> dict[str, Tensor]:
         """See `Method`."""
@@ -60,7 +60,7 @@ class FixMatch(Method):
 
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         super().__init__(recipe, classes)
-        self.head = nn.Linear(self.student.dim, next(iter(_tasks(classes).values())))
+        self.head = nn.Linear(self.student.out_dim, next(iter(_tasks(classes).values())))
 
     def forward(self, batch: ViewBatch, at: At) -> dict[str, Tensor]:
         """See `Method`."""

@@ -1,0 +1,397 @@
+"""The one training loop.
+
+Everything random in update s is seeded by (seed, s): a run that is killed and resumed shows the
+same losses as one that was not, and two processes show those of one with the joined batch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wsipipe.errors import ConfigError, Drained
+from wsipipe.pretrain.checkpoint import latest, load_checkpoint, save_checkpoint
+from wsipipe.pretrain.distributed import all_reduce_max, all_reduce_sum, rank, world_size
+from wsipipe.pretrain.errors import CollapseError, DivergedError
+from wsipipe.pretrain.loader import Loader
+from wsipipe.pretrain.methods import At, Method, create_method
+from wsipipe.pretrain.metrics import MetricsLog
+from wsipipe.pretrain.monitors import CollapseAlarm, Limits, feature_health, knn_accuracy
+from wsipipe.pretrain.recipe import Recipe
+from wsipipe.pretrain.schedule import build_optimizer, set_schedule
+from wsipipe.pretrain.source import ArrayTiles, Source, TileBatch
+from wsipipe.pretrain.views import ViewBatch, ViewMaker, normalise, resize, to_float
+from wsipipe.types import TileArray
+
+__all__ = ["TrainResult", "Trainer"]
+
+log = logging.getLogger(__name__)
+
+_FLUSH_EVERY = 10  # steps between looks at the losses: each look waits for the device
+
+
+@dataclass
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        steps: Updates done.
+        tiles: Tiles seen.
+        slides: Slides (or tiles) seen, name -> how often.
+        losses: Loss of each update of this process's run.
+        health: Last monitor values.
+        data_wait: Share of the time spent waiting for data.
+        method: The trained method.
+    """
+
+    steps: int
+    tiles: int
+    slides: dict[str, int]
+    losses: list[float] = field(default_factory=list)
+    health: dict[str, float] = field(default_factory=dict)
+    data_wait: float = 0.0
+    method: Method | None = None
+
+
+class Trainer:
+    """Trains a recipe's method on a source.
+
+    Args:
+        recipe: Resolved recipe.
+        source: Where tiles come from.
+        out: Folder of the run: metrics.jsonl, checkpoints/.
+        device: Where to train.
+        initial: Weights of the timm model to start from.
+        labelled: Tiles with labels for the online k-NN, in two halves by row parity.
+        stop_signal: Returns the name of a signal that asks to stop, or None.
+        ahead: Batches to read ahead.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        out: Path,
+        *,
+        device: torch.device | str = "cpu",
+        initial: dict[str, Tensor] | None = None,
+        labelled: ArrayTiles | None = None,
+        stop_signal: Callable[[], str | None] = lambda: None,
+        ahead: int = 2,
+    ) -> None:
+        self.recipe, self.source, self.out = recipe, source, out
+        self.device = torch.device(device)
+        self.labelled, self.stop_signal, self.ahead = labelled, stop_signal, ahead
+        o = recipe.optim
+        self.n = o.batch // o.accumulate
+        if self.n % world_size():
+            raise ConfigError(
+                f"a micro-batch of {self.n} cannot be shared by {world_size()} processes.",
+                "Change optim.batch or optim.accumulate.",
+            )
+        share = self.n // world_size()
+        self.rows = slice(rank() * share, (rank() + 1) * share)
+        torch.manual_seed(recipe.seed)
+        self.method = create_method(recipe, source.classes)
+        self._check_batch(share)
+        if initial is not None:
+            self.method.initialise(initial)
+        self.method.to(self.device)
+        self.views = ViewMaker(recipe.views)
+        self.optimizer = build_optimizer(self.method, o)
+        self.step, self.seen = 0, Counter[int]()
+        self._pending: list[tuple[int, Tensor, dict[str, float]]] = []
+        self._entropy: float | None = None
+        self._watched_tiles: TileArray | None = None
+        self.checkpoints = out / "checkpoints"
+        m = recipe.monitor
+        self.alarm = CollapseAlarm(Limits(m.std, m.rank, m.entropy, m.patience, m.grace), o.steps)
+
+    def _check_batch(self, share: int) -> None:
+        least = self.method.min_batch
+        if share < least:
+            raise ConfigError(
+                f"recipe {self.recipe.name} ({self.recipe.method}) needs {least} tiles a process "
+                f"in a micro-batch at least, not {share}.",
+                "Raise optim.batch, lower optim.accumulate, or use fewer processes.",
+            )
+
+    def resume(self) -> bool:
+        """Go on from the latest checkpoint; False if there is none."""
+        path = latest(self.checkpoints)
+        if path is None:
+            return False
+        state = load_checkpoint(path, self.recipe, self.device)
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+        self.seen = Counter({int(k): int(v) for k, v in state["seen"].items()})
+        self.alarm.bad = int(state["alarm_bad"])
+        return True
+
+    def save(self) -> Path | None:
+        """Write a checkpoint (the first process does; the others wait)."""
+        path = None
+        if rank() == 0:
+            path = save_checkpoint(
+                self.checkpoints,
+                self.step,
+                {
+                    "recipe": json.dumps(self.recipe.identity()),
+                    "step": self.step,
+                    "seen": {str(k): v for k, v in self.seen.items()},
+                    "alarm_bad": self.alarm.bad,
+                    "method": self.method.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                },
+            )
+        if world_size() > 1:
+            torch.distributed.barrier()
+        return path
+
+    def train(self) -> TrainResult:
+        """Train to the last step.
+
+        Raises:
+            DivergedError: The loss is not finite; the last good checkpoint stays.
+            CollapseError: The features have collapsed and the recipe says to stop.
+            Drained: A signal asked to stop; a checkpoint is written.
+        """
+        o = self.recipe.optim
+        if self.step == 0:
+            self.method.prepare(self._preview())
+        model = self._distributed()
+        metrics = MetricsLog(self.out, self.step) if rank() == 0 else None
+        loader = Loader(
+            self.source,
+            self.n,
+            self.rows,
+            self.step * o.accumulate,
+            o.steps * o.accumulate,
+            self.ahead,
+        )
+        result = TrainResult(self.step, 0, {})
+        started = saved = time.monotonic()
+        waited = 0.0
+        try:
+            batches = iter(loader)
+            while self.step < o.steps:
+                values = self._update(model, batches)
+                values["data_wait_s"], waited = loader.waited_s - waited, loader.waited_s
+                self._pending.append((self.step, values.pop("losses"), values))
+                self.step += 1
+                last = self.step == o.steps
+                check = self.step % self.recipe.monitor.every == 0 or last
+                signalled = None
+                if self.step % _FLUSH_EVERY == 0 or check:
+                    self._look(metrics, result)
+                    signalled = self._signalled()
+                if check:
+                    result.health = self._monitor(metrics)
+                late = time.monotonic() - saved > self.recipe.monitor.minutes * 60
+                # A state under suspicion must not push out the last good one.
+                due = rank() == 0 and late and self.alarm.bad == 0
+                if self._agreed(due) or signalled or last:
+                    self._look(metrics, result)
+                    self.save()
+                    saved = time.monotonic()
+                if signalled and not last:
+                    raise Drained(signalled)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            if metrics is not None:
+                metrics.close()
+        result.steps, result.tiles = self.step, self.step * o.batch
+        result.slides = {self.source.names[i]: n for i, n in sorted(self.seen.items())}
+        result.data_wait = loader.waited_s / max(1e-9, time.monotonic() - started)
+        result.method = self.method
+        return result
+
+    def _preview(self) -> Iterator[ViewBatch]:
+        """The first batches, for methods that must look before they start."""
+        for index in range(8):
+            raw = self.source.batch(index, self.n, slice(0, self.n))
+            yield self._views(raw, self._generator(index, 3), slice(0, self.n))
+
+    def _distributed(self) -> nn.Module:
+        if world_size() == 1:
+            return self.method
+        cuda = self.device.type == "cuda"
+        model: nn.Module = self.method
+        if cuda:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(
+            model, device_ids=[self.device.index] if cuda else None, broadcast_buffers=False
+        )
+
+    def _generator(self, micro: int, kind: int) -> torch.Generator:
+        """Fresh, from (seed, micro-batch, what for); on the CPU."""
+        seed = np.random.SeedSequence([self.recipe.seed, micro, kind]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+
+    def _views(self, raw: TileBatch, generator: torch.Generator, rows: slice) -> ViewBatch:
+        tiles = torch.from_numpy(raw.tiles).to(self.device, non_blocking=True)
+        batch = self.views(
+            tiles, generator=generator, rows=rows, total=self.n, plain=self.method.plain
+        )
+        spec, px = self.recipe.views, self.recipe.views.global_.px
+        for name, values in raw.labels.items():
+            array = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+            if array.dtype == torch.uint8:
+                array = normalise(resize(to_float(array), px), spec)
+            batch.labels[name] = array
+        if raw.region is not None:
+            region = to_float(torch.from_numpy(raw.region).to(self.device))
+            batch.region = normalise(resize(region, px), spec)
+        missing = [k for k in self.method.needs if k not in batch.labels]
+        if missing:
+            raise ConfigError(
+                f"recipe {self.recipe.name} needs {', '.join(missing)} for its tiles.",
+                "Give --tiles a CSV with that column.",
+            )
+        return batch
+
+    def _update(self, model: nn.Module, batches: Iterator[TileBatch]) -> dict[str, Any]:
+        o = self.recipe.optim
+        self.method.train()
+        lr, decay = set_schedule(self.optimizer, o, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        extra: dict[str, Tensor] = {}
+        for k in range(o.accumulate):
+            micro = self.step * o.accumulate + k
+            raw = next(batches)
+            self.seen.update(raw.slides.tolist())
+            # Dropout and stochastic depth: their own numbers on each process.
+            torch.manual_seed(int(self._generator(micro, 10 + rank()).initial_seed()))
+            views = self._views(raw, self._generator(micro, 0), self.rows)
+            at = At(self.step, o.steps, self.rows, self.n, self._generator(micro, 1))
+            sync: AbstractContextManager[Any] = nullcontext()
+            if isinstance(model, DistributedDataParallel) and k < o.accumulate - 1:
+                sync = model.no_sync()
+            with sync:
+                with self._autocast():
+                    out = model(views, at)
+                (out["loss"] / o.accumulate).backward()
+            losses.append(out.pop("loss").detach())
+            extra = {name: v.detach() for name, v in out.items()}
+        self.method.before_update(at)
+        norm = self._clip(o.clip)
+        self.optimizer.step()
+        self.method.after_update(at)
+        return {
+            "losses": torch.stack(losses).mean(),
+            "lr": lr,
+            "wd": decay,
+            "grad_norm": norm,
+            **extra,
+        }
+
+    def _clip(self, limit: float) -> Tensor:
+        parameters = [p for p in self.method.parameters() if p.grad is not None]
+        return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.recipe.optim.precision
+        cuda = self.device.type == "cuda"
+        if wanted == "auto":
+            wanted = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
+
+    def _look(self, metrics: MetricsLog | None, result: TrainResult) -> None:
+        """Read the losses that wait on the device; stop if one is not a number."""
+        if not self._pending:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._pending])
+        losses = (all_reduce_sum(losses) / world_size()).tolist()
+        for (step, _, values), loss in zip(self._pending, losses, strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} at step {step}.",
+                    "Lower optim.lr, raise optim.warmup, set optim.clip, and go on with --resume.",
+                    latest(self.checkpoints),
+                )
+            result.losses.append(loss)
+            if metrics is not None:
+                metrics.write(step, {"loss": loss, **{k: float(v) for k, v in values.items()}})
+        share = self._pending[-1][2].get("teacher_entropy_share")
+        self._entropy = None if share is None else float(share)
+        self._pending.clear()
+        if metrics is not None:
+            metrics.flush()
+
+    @torch.no_grad()
+    def features(self, tiles: TileArray, batch: int = 256) -> Tensor:
+        """(N, D) float32 features of uint8 tiles by the encoder that would be exported."""
+        encoder = self.method.encoder()
+        was, px = encoder.training, self.recipe.views.global_.px
+        encoder.eval()
+        out = []
+        for i in range(0, len(tiles), batch):
+            images = to_float(torch.from_numpy(tiles[i : i + batch]).to(self.device))
+            out.append(encoder(normalise(resize(images, px), self.recipe.views)).float().cpu())
+        encoder.train(was)
+        return torch.cat(out)
+
+    def _monitor(self, metrics: MetricsLog | None) -> dict[str, float]:
+        """Judge the encoder on the first process; all stop together."""
+        values: dict[str, float] = {}
+        verdict = None
+        if rank() == 0:
+            features = self.features(self._watched())
+            values = feature_health(features)
+            if self._entropy is not None:
+                values["teacher_entropy_share"] = self._entropy
+            if self.labelled is not None:
+                values["knn"] = self._knn(self.labelled)
+            verdict = self.alarm.check(self.step, features.shape[1], values)
+            if metrics is not None:
+                metrics.write(self.step - 1, {f"health/{k}": v for k, v in values.items()})
+                metrics.flush()
+        stop = self._agreed(verdict is not None)
+        if stop and self.recipe.monitor.stop:
+            raise CollapseError(
+                verdict or f"collapsed at step {self.step}.",
+                "Lower optim.lr or raise optim.warmup; compare health/ in metrics.jsonl. "
+                "--set monitor.stop=false trains on.",
+                latest(self.checkpoints),
+            )
+        if verdict:
+            log.warning("%s", verdict)
+        return values
+
+    def _watched(self) -> TileArray:
+        """The tiles that the monitor looks at: always the same."""
+        if self._watched_tiles is None:
+            n = self.recipe.monitor.tiles
+            self._watched_tiles = self.source.batch(0, n, slice(0, n)).tiles
+        return self._watched_tiles
+
+    def _knn(self, labelled: ArrayTiles) -> float:
+        label = torch.from_numpy(labelled.labels["label"])
+        features = self.features(labelled.tiles)
+        return knn_accuracy(features[::2], label[::2], features[1::2], label[1::2])
+
+    def _agreed(self, mine: bool) -> bool:
+        """Whether any process says so: all do the same."""
+        if world_size() == 1:
+            return mine
+        flag = torch.tensor(float(mine), device=self.device)
+        return bool(all_reduce_max(flag) > 0)
+
+    def _signalled(self) -> str | None:
+        name = self.stop_signal()
+        return (name or "another process's signal") if self._agreed(name is not None) else None
