@@ -1,0 +1,192 @@
+"""The main job: slides in, feature files out, whatever was done before left as it is.
+
+    find targets ─▶ output writable ─▶ find slides ─▶ weights ─▶ plan ─▶ engine ─▶ tables
+
+Everything up to the plan can refuse the run, and nothing has started then.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsipipe.config import ExtractSettings, Shard
+from wsipipe.embed.drain import Drain
+from wsipipe.errors import ConfigError, Drained
+from wsipipe.pipeline.planning import SlidePlan, plan_slides
+from wsipipe.pipeline.reporter import Reporter
+from wsipipe.pipeline.result import RunResult
+from wsipipe.pipeline.targets import Target, find_targets, identify_targets
+from wsipipe.slide.discover import SlideEntry, find_slides
+from wsipipe.store import (
+    remove_stale_partials,
+    remove_stale_temporaries,
+    write_run_yaml,
+    write_tables,
+)
+from wsipipe.store.publish import make_folder, output_error
+
+if TYPE_CHECKING:
+    from wsipipe.pipeline.running import RunState
+
+__all__ = ["ExtractPlan", "extract", "plan_extract", "run_extract"]
+
+Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """What a run would do.
+
+    Attributes:
+        targets: Encoders with their resolution, tile size and identity.
+        slides: Each with what is done and what is to do.
+    """
+
+    settings: ExtractSettings
+    targets: Sequence[Target]
+    slides: Sequence[SlidePlan]
+
+
+def extract(
+    slides: Inputs,
+    *,
+    encoder: str | Sequence[str] = "texture",
+    out: str | os.PathLike[str] = "wsipipe-out",
+    **settings: Any,
+) -> RunResult:
+    """Extract features of slides: tissue, tiles, features. Run again, it does only what is missing.
+
+    Args:
+        slides: Files, folders, a manifest .csv, URLs, or a list of these.
+        encoder: Name, or names that share one pass over the pixels.
+        out: Folder of the run.
+        settings: As `wsipipe.config.ExtractSettings` names them: `mpp`, `overlap`, `tissue`, ...
+
+    Returns:
+        `.done`, `.empty`, `.failed`: ids of slides. A failed slide raises nothing; see `.reasons`.
+
+    Raises:
+        ConfigError, UnknownEncoderError, OffCardError: What was asked for makes no sense.
+        WeightsError, GatedEncoderError, MissingExtraError: Something has to be fetched first.
+        IdentityMismatchError: `out` holds files of other settings, and `recompute` is off.
+        OutputError: `out` cannot be written, or its disk is full.
+    """
+    names = (encoder,) if isinstance(encoder, str) else tuple(encoder)
+    return run_extract(
+        ExtractSettings.of(encoders=names, out=Path(out), **settings), slides, reporter=Reporter()
+    )
+
+
+def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
+    """Check everything that can be checked before work starts; writes nothing.
+
+    Raises:
+        As `extract`.
+    """
+    targets = find_targets(settings)
+    check_writable(settings.out)
+    entries = find_slides(inputs)
+    if settings.shard is not None:
+        entries = _share(entries, settings.shard)
+    targets = identify_targets(targets, settings)
+    return ExtractPlan(settings, targets, plan_slides(settings, targets, entries))
+
+
+def run_extract(
+    settings: ExtractSettings,
+    inputs: Inputs,
+    *,
+    drain: Drain | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult:
+    """`extract` with settings, a way to stop it and somebody who watches.
+
+    Raises:
+        As `extract`; and Drained: a stop was requested and slides are left.
+    """
+    begun = time.monotonic()
+    drain, reporter = drain or Drain(), reporter or Reporter()
+    plan = plan_extract(settings, inputs)
+    from wsipipe.pipeline.running import RunState
+    from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
+
+    make_folder(settings.out)
+    remove_stale_temporaries(settings.out)
+    remove_stale_partials(settings.out / PARTIAL_FOLDER)
+    for target in plan.targets:
+        reporter.say(licence_line(target))
+    reporter.planned(plan.slides)
+    state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter)
+    try:
+        state.run()
+    finally:
+        reporter.closed()
+        _write_tables(state, plan)
+    result = state.result(time.monotonic() - begun)
+    if drain.requested and result.pending:
+        raise Drained(str(drain.signal_name))
+    return result
+
+
+def _write_tables(state: RunState, plan: ExtractPlan) -> None:
+    settings = plan.settings
+    write_run_yaml(
+        settings.out,
+        settings.model_dump(mode="json"),
+        encoders=[_described(target) for target in plan.targets],
+        **state.facts(),
+    )
+    expected = [(slide.entry.slide_id, slide.entry.path) for slide in plan.slides]
+    write_tables(settings.out, expected, [target.folder for target in plan.targets])
+
+
+def _described(target: Target) -> dict[str, Any]:
+    card = target.card
+    return {
+        "name": target.name,
+        "folder": target.folder,
+        "mpp": target.mpp,
+        "tile_px": target.tile_px,
+        "licence": card.licence,
+        "commercial": card.commercial,
+        "identity": target.identity,
+    }
+
+
+def licence_line(target: Target) -> str:
+    """The terms of an encoder's weights, in one sentence."""
+    card = target.card
+    terms = "commercial use allowed" if card.commercial else "no commercial use without asking"
+    page = f", see {card.terms_page}" if card.terms_page else ""
+    return f"{target.name}: licence of the weights {card.licence} ({terms}{page})."
+
+
+def _share(entries: list[SlideEntry], shard: Shard) -> list[SlideEntry]:
+    """Every N-th slide by id: the same on any machine; may be none where slides are few."""
+    ordered = sorted(entries, key=lambda entry: entry.slide_id)
+    return ordered[shard.index - 1 :: shard.count]
+
+
+def check_writable(out: Path) -> None:
+    """Find out now, not after an hour of work, whether `out` can be written.
+
+    Raises:
+        OutputError: It cannot.
+        ConfigError: It is a file.
+    """
+    folder = out
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder.", "Choose another --out.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise output_error(out, error) from error

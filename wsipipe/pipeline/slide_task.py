@@ -1,0 +1,280 @@
+"""One slide through the stages: open, tissue, grid, plan; then, with all rows in, its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.config import ExtractSettings
+from wsipipe.embed.tiles import plan_jobs
+from wsipipe.embed.work import View
+from wsipipe.errors import ReadError
+from wsipipe.pipeline.planning import SlidePlan, feature_path
+from wsipipe.pipeline.rows import RowSink
+from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
+from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
+from wsipipe.slide import Slide, open_slide
+from wsipipe.store import (
+    FeatureFile,
+    FeatureMeta,
+    Records,
+    SlideRecord,
+    SlideResult,
+    identity_hash,
+    publish_bytes,
+    write_features,
+)
+from wsipipe.tiling import TileGrid, make_grid
+from wsipipe.tissue import TissueMask, detect_tissue, write_tissue_geojson
+from wsipipe.types import Rows
+
+if TYPE_CHECKING:
+    from wsipipe.encoders import Encoder
+
+__all__ = ["RunContext", "SlideTask"]
+
+_JOB_BYTES = 32 << 20  # pixels in one read job
+PARTIAL_FOLDER = ".partial"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all slides of a run share.
+
+    Attributes:
+        targets: Position = the encoder's index in the engine.
+        batch_size: Asked when a file is written, for the record.
+    """
+
+    settings: ExtractSettings
+    targets: Sequence[Target]
+    encoders: Sequence[Encoder]
+    records: Records
+    batch_size: Callable[[], int]
+
+
+@dataclass(eq=False)
+class SlideTask:
+    """See `wsipipe.embed.work.Task`.
+
+    Attributes:
+        results: How the slide ended for each target; filled by `finish`.
+    """
+
+    plan: SlidePlan
+    run: RunContext
+    stage: str = "open"
+    results: list[SlideResult] = field(default_factory=list)
+    tiles: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+    _slide: Slide | None = None
+    _views: list[tuple[View, list[RowSink]]] = field(default_factory=list)
+    _bad: int = 0
+    _begun: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.slide_id = self.plan.entry.slide_id
+        self.path = self.plan.entry.path
+        self.record: SlideRecord | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the slide was opened."""
+        return time.monotonic() - self._begun if self._begun else 0.0
+
+    def prepare(self) -> Sequence[View]:
+        """Open, find tissue, lay the grid, plan the reads; publish outline and picture."""
+        settings = self.run.settings
+        self._begun = time.monotonic()
+        self.record = self.run.records.begin(
+            self.slide_id, self.path, [target.folder for target in self.plan.todo]
+        )
+        slide = self._open()
+        tissue = self._step("tissue", lambda: self._find_tissue(slide))
+        views = self._step("grid", lambda: self._lay_grids(slide, tissue))
+        grid = views[0].grid
+        self.tiles = sum(len(view.grid) for view in views)
+        picture = draw_thumbnail(slide, tissue, grid, self.slide_id)
+        name = f"{self.slide_id}.jpg"
+        publish_bytes(settings.out / "thumbnails" / name, thumbnail_jpeg(picture))
+        return views
+
+    def _open(self) -> Slide:
+        settings, entry = self.run.settings, self.plan.entry
+        slide = self._step(
+            "open",
+            lambda: open_slide(entry.path, mpp=override_mpp(settings, entry), icc=settings.icc),
+        )
+        self._slide = slide
+        assert self.record is not None
+        self.record.width, self.record.height = slide.dimensions
+        self.record.mpp, self.record.mpp_source = slide.mpp, slide.mpp_source
+        return slide
+
+    def _find_tissue(self, slide: Slide) -> TissueMask:
+        method = self.run.settings.tissue
+        tissue = detect_tissue(slide, method, slide_id=self.slide_id)
+        outline = write_tissue_geojson(tissue, slide_id=self.slide_id)
+        publish_bytes(self.run.settings.out / "tissue" / f"{self.slide_id}.geojson", outline)
+        assert self.record is not None
+        self.record.tissue_mm2 = tissue.area_mm2
+        return tissue
+
+    def _lay_grids(self, slide: Slide, tissue: TissueMask) -> list[View]:
+        """One view for each tile size and mpp; encoders that share both share the pixels."""
+        settings = self.run.settings
+        shared: dict[tuple[int, float], list[Target]] = {}
+        for target in self.plan.todo:
+            shared.setdefault((target.tile_px, target.mpp), []).append(target)
+        views = []
+        for (tile_px, mpp), targets in shared.items():
+            grid = make_grid(
+                slide,
+                None if settings.tissue == "none" else tissue,
+                tile_px=tile_px,
+                mpp=mpp,
+                overlap=settings.overlap,
+                min_tissue=settings.min_tissue,
+                mpp_tolerance=settings.mpp_tolerance,
+                max_upsample=settings.max_upsample,
+            )
+            sinks = {self.run.targets.index(t): self._sink(t, slide, grid) for t in targets}
+            view = View(slide, grid, _jobs(slide, grid, list(sinks.values())), sinks)
+            self._views.append((view, list(sinks.values())))
+            # A former run's bad tiles count, or a kill would reset what `max_bad_tiles` adds up.
+            self._bad += int(np.count_nonzero(next(iter(sinks.values())).status))
+            views.append(view)
+        return views
+
+    def _sink(self, target: Target, slide: Slide, grid: TileGrid) -> RowSink:
+        settings = self.run.settings
+        return RowSink(
+            target,
+            feature_path(settings.out, target, self.slide_id),
+            folder=settings.out / PARTIAL_FOLDER,
+            identity=wanted_identity(settings, target, self.plan.entry, slide.fingerprint()),
+            rows=len(grid),
+            dtype=settings.dtype,
+        )
+
+    def _step(self, stage: str, work: Callable[[], _T]) -> _T:
+        self.stage, begun = stage, time.monotonic()
+        result = work()
+        self.timings[stage] = round(time.monotonic() - begun, 3)
+        return result
+
+    def saw(self, view: View, rows: Rows, status: NDArray[np.uint8]) -> None:
+        """Count unreadable tiles.
+
+        Raises:
+            ReadError: They are more than the run accepts.
+        """
+        if not status.any():
+            return
+        self._bad += int(np.count_nonzero(status))
+        limit = self.run.settings.max_bad_tiles
+        if self._bad > limit * self.tiles:
+            x, y = view.grid.coords[rows[np.argmax(status)]].tolist()
+            raise ReadError(
+                self.path,
+                f"{self._bad} of {self.tiles} tiles cannot be read so far, more than "
+                f"{limit:.2%} (one is at x={x}, y={y})",
+            )
+
+    def flush_if_due(self) -> None:
+        """Bring rows to the disk that have waited for long."""
+        for _, sinks in self._views:
+            for sink in sinks:
+                sink.flush_if_due()
+
+    def finish(self) -> None:
+        """Publish the feature files and the record."""
+        assert self._slide is not None
+        assert self.record is not None
+        for view, sinks in self._views:
+            for sink in sinks:
+                self._publish(self._slide, view.grid, sink)
+        self.run.records.finish(self.record, self.results, timings=self.timings)
+
+    def _publish(self, slide: Slide, grid: TileGrid, sink: RowSink) -> None:
+        status = sink.status
+        encoder = self.run.encoders[self.run.targets.index(sink.target)]
+        meta = self._meta(slide, grid, sink, encoder.precision)
+        file = FeatureFile(
+            features=sink.features(),
+            coords=grid.coords,
+            tissue_fraction=grid.tissue_fraction,
+            tile_status=status,
+            meta=meta,
+        )
+        write_features(sink.final, file)
+        sink.close(keep=False)
+        self.results.append(
+            SlideResult(
+                encoder=sink.target.folder,
+                status="done" if len(grid) else "empty",
+                tiles=len(grid),
+                bad_tiles=int(np.count_nonzero(status)),
+                precision=encoder.precision,
+                seconds=round(self.seconds, 3),
+                identity=identity_hash(sink.identity),
+                reason="" if len(grid) else "no tile with enough tissue",
+            )
+        )
+
+    def _meta(self, slide: Slide, grid: TileGrid, sink: RowSink, precision: str) -> FeatureMeta:
+        card, identity = sink.target.card, sink.target.identity
+        scale = grid.read.scale
+        return FeatureMeta(
+            slide_id=self.slide_id,
+            slide_fingerprint=slide.fingerprint(),
+            encoder=card.name,
+            encoder_revision=str(identity.get("revision") or ""),
+            pooling=card.pooling,
+            mpp=grid.mpp,
+            mpp_effective=grid.mpp_effective,
+            level0_mpp=slide.mpp,
+            mpp_source=slide.mpp_source,
+            tile_px=grid.tile_px,
+            tile_px0=grid.tile_px * float(scale[0] + scale[1]) / 2,
+            stride_px=grid.read.stride_px,
+            overlap=grid.overlap,
+            level0_width=slide.dimensions[0],
+            level0_height=slide.dimensions[1],
+            precision=precision,
+            identity=sink.identity,
+            extra={
+                "encoder_licence": card.licence,
+                "reader": slide.reader,
+                "read_mode": grid.read.mode,
+                "read_level": grid.read.level,
+                "batch_size": self.run.batch_size(),
+            },
+        )
+
+    def abandon(self, *, keep: bool) -> None:
+        """Not finished; with `keep` the rows that are in stay for a next run."""
+        for _, sinks in self._views:
+            for sink in sinks:
+                sink.close(keep=keep)
+
+    def close(self) -> None:
+        """Close the slide."""
+        if self._slide is not None:
+            self._slide.close()
+
+
+def _jobs(slide: Slide, grid: TileGrid, sinks: Sequence[RowSink]) -> list[Any]:
+    """Read jobs that hold a row which some encoder still misses."""
+    if not len(grid):
+        return []
+    per_job = max(1, _JOB_BYTES // (grid.tile_px**2 * 3))
+    missing = np.logical_or.reduce([sink.missing for sink in sinks])
+    jobs = plan_jobs(slide, grid, max_tiles=min(256, per_job))
+    return [job for job in jobs if missing[job.rows].any()]
