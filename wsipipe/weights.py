@@ -86,7 +86,7 @@ class Located:
 
 
 def hub_cache() -> Path:
-    """Folder of the hub's cache, as huggingface_hub would choose it, read from the environment now."""
+    """Folder of the hub's cache, as huggingface_hub chooses it; the environment is read now."""
     if os.environ.get("HF_HUB_CACHE"):
         return Path(os.environ["HF_HUB_CACHE"]).expanduser()
     home = os.environ.get("HF_HOME") or Path(
@@ -245,7 +245,7 @@ def _not_on_hub(source: Source) -> WeightsError:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, remembered by (path, size, mtime): a 4.5 GB file is read once, not per run."""
+    """sha256 of a file, remembered by path, size and mtime: 4.5 GB are read once, not per run."""
     real = path.resolve()
     stat = real.stat()
     key = f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}"

@@ -165,7 +165,7 @@ class EncoderCard:
 
     @property
     def folder(self) -> str:
-        """The name as a folder name: `timm:vit_s?pretrained=false` -> `timm-vit_s-pretrained-false`."""
+        """The name as a folder name: `timm:a?pretrained=false` -> `timm-a-pretrained-false`."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip("-.")
 
     @property

@@ -54,7 +54,9 @@ def create_encoder(
         digest, revision = parameters_sha256(network), recipe.card.revision
     else:
         located = locate(recipe, weights)
-        network = load_into(recipe, weights_store.read_state(located.path, recipe.card.name))
+        network = load_into(
+            recipe, weights_store.read_state(located.path, recipe.card.name, recipe.card.unwrap)
+        )
         digest, revision = located.sha256, located.revision
     return Encoder(
         recipe.card,
@@ -180,7 +182,7 @@ def weights_module(network: nn.Module) -> nn.Module:
 
 
 def parameters_sha256(network: nn.Module) -> str:
-    """Hash of all parameters and stored buffers, by name: the identity of weights without a file."""
+    """Hash of all parameters and stored buffers: the identity of weights without a file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         array = tensor.detach().cpu().contiguous()

@@ -34,8 +34,10 @@ GROUP = "wsipipe.encoders"
 _LOG = logging.getLogger(__name__)
 
 # Slide-level models have their place in the catalogue's grammar but are not tile encoders.
-_SLIDE_LEVEL = frozenset(
-    "madeleine cobra omniscreen titan prism prism2 gigapath-slide chief feather care threads moozy".split()
+_SLIDE_LEVEL = {
+    *("madeleine", "cobra", "omniscreen", "titan", "prism", "prism2", "gigapath-slide"),
+    *("chief", "feather", "care", "threads", "moozy"),
+}
 )
 
 
@@ -107,7 +109,7 @@ def find(name: str) -> Recipe:
 
 
 def recipes() -> list[Recipe]:
-    """All recipes of the catalogue and of installed plugins; a broken plugin is left out, logged."""
+    """All recipes of the catalogue and of plugins; a broken plugin is left out, and logged."""
     return [*_catalogue(), *_plugins()]
 
 
@@ -145,7 +147,7 @@ def _plugins(name: str | None = None) -> Iterator[Recipe]:
         try:
             yield _from_entry_point(entry)
         # A plugin runs other people's code: whatever it raises must not take the catalogue down.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  
             if entry.name == name:
                 raise UnknownEncoderError(
                     entry.name,

@@ -122,7 +122,7 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     # Other people's code: whatever it raises is their file's problem, told as such.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         del sys.modules[name]
         raise ConfigError(
             f"{path} cannot be run: {type(error).__name__}: {error}.",

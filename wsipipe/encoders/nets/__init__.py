@@ -1,1 +1,1 @@
-"""Networks: what stands between normalised pixels and one vector a tile. All of these need torch."""
+"""Networks: what stands between normalised pixels and one vector a tile. All need torch."""

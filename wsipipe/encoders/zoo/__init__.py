@@ -5,4 +5,31 @@ To add an encoder: write `zoo/<family>.py` with `CARDS` (or `CARD`) and `build(c
 name here. Tests run over this list.
 """
 
-FAMILIES: tuple[str, ...] = ("texture", "phikon")
+FAMILIES: tuple[str, ...] = (
+    "texture",
+    "texture",
+    "phikon",
+    "uni",
+    "conch",
+    "paige",
+    "bioptimus",
+    "gigapath",
+    "kaiko",
+    "hibou",
+    "openmidnight",
+    "genbio",
+    "hkust",
+    "pathorchestra",
+    "ctranspath",
+    "lunit",
+    "musk",
+    "clip",
+    "keep",
+    "beph",
+    "pathoduet",
+    "remedis",
+    "tissue_concepts",
+    "imagenet",
+    "dino",
+    "private",
+)

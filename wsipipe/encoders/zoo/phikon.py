@@ -7,13 +7,12 @@ transformers is not needed.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from wsipipe.encoders.card import EncoderCard
+from wsipipe.encoders.zoo._build import build_timm as build
 from wsipipe.encoders.zoo._norms import IMAGENET_MEAN, IMAGENET_STD
 
-if TYPE_CHECKING:
-    from torch import nn
+__all__ = ["CARDS", "build"]
 
 PHIKON = EncoderCard(
     name="phikon",
@@ -69,10 +68,3 @@ PHIKON_V2_CLS_MEAN = replace(
 )
 
 CARDS = (PHIKON, PHIKON_V2, PHIKON_V2_CLS_MEAN)
-
-
-def build(card: EncoderCard) -> nn.Module:
-    """The network of the card, random weights."""
-    from wsipipe.encoders.nets.vit import build_timm
-
-    return build_timm(card)
