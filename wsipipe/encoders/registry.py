@@ -38,7 +38,6 @@ _SLIDE_LEVEL = {
     *("madeleine", "cobra", "omniscreen", "titan", "prism", "prism2", "gigapath-slide"),
     *("chief", "feather", "care", "threads", "moozy"),
 }
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _plugins(name: str | None = None) -> Iterator[Recipe]:
         try:
             yield _from_entry_point(entry)
         # A plugin runs other people's code: whatever it raises must not take the catalogue down.
-        except Exception as error:  
+        except Exception as error:
             if entry.name == name:
                 raise UnknownEncoderError(
                     entry.name,

@@ -1,4 +1,4 @@
-"""The `build` of families that are plain timm: importing it costs nothing, calling it loads torch."""
+"""The `build` of families that are plain timm; only calling it loads torch."""
 
 from __future__ import annotations
 
