@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from wsipipe.types import Rgb, TileArray
 
-__all__ = ["ReadBlock", "fill_region", "paste"]
+__all__ = ["ReadBlock", "fill_region", "paste", "repeat_edge"]
 
 ReadBlock: TypeAlias = Callable[[int, int], TileArray | None]  # (col, row) -> pixels
 
@@ -66,3 +66,30 @@ def paste(
         target[:] = background
     else:
         target[:] = block[top - block_y : bottom - block_y, left - block_x : right - block_x]
+
+
+def repeat_edge(
+    out: TileArray,
+    corner: tuple[int, int],
+    level_size: tuple[int, int],
+    end: tuple[int, int] | None = None,
+) -> None:
+    """Repeat a level's last column and row in the part of `out` that lies beyond them.
+
+    A level whose size was rounded down ends up to a pixel before the slide does; what lies
+    between is tissue cut in half, not background.
+
+    Args:
+        out: (h, w, 3) uint8, a region of the level.
+        corner: Its (x, y) in pixels of the level.
+        level_size: (width, height) of the level.
+        end: Where to stop, (x, y) in pixels of the level; default: fill all of `out`.
+    """
+    x, y = corner
+    stop_x, stop_y = (end[0] - x, end[1] - y) if end else (out.shape[1], out.shape[0])
+    if x < level_size[0] < x + out.shape[1]:
+        edge = level_size[0] - x
+        out[:, edge:stop_x] = out[:, edge - 1 : edge]
+    if y < level_size[1] < y + out.shape[0]:
+        edge = level_size[1] - y
+        out[edge:stop_y] = out[edge - 1 : edge]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
-from wsipipe.slide.blocks import fill_region
+from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.files import fingerprint, slide_files
 from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
@@ -294,12 +294,7 @@ class Slide:
         end_x, end_y = (
             -(-size // ratio) for size, ratio in zip(self.dimensions, full.downsample, strict=True)
         )
-        if x < full.width < min(end_x, x + width):
-            edge = full.width - x
-            source[:, edge : end_x - x] = source[:, edge - 1 : edge]
-        if y < full.height < min(end_y, y + height):
-            edge = full.height - y
-            source[edge : end_y - y] = source[edge - 1 : edge]
+        repeat_edge(source, (x, y), (full.width, full.height), (int(end_x), int(end_y)))
         return source
 
     def _read_block_again(
