@@ -121,7 +121,7 @@ class PolygonCoverage:
         # Crossings of a closed ring come in pairs: odd gaps lie inside.
         begin, end = y[0::2], y[1::2]
         before = np.concatenate([[0.0], np.cumsum(end - begin)])
-        # One sorted key for all lines; where rounding moves a search by one, the length is the same.
+        # One sorted key for all lines; a search that rounding moves by one gives the same length.
         span = 4 * (1 + np.abs(boxes[:, [1, 3]]).max() + (np.abs(y).max() if len(y) else 0))
         key = line[0::2] * span + begin
 

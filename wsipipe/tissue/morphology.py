@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from wsipipe.types import BoolArray
 
-__all__ = ["Scale", "close", "dilate", "drop_specks", "fill_holes", "keep_parts_touching"]
+__all__ = [
+    "Scale",
+    "close",
+    "dilate",
+    "drop_specks",
+    "fill_holes",
+    "keep_parts_touching",
+    "opening",
+    "within",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,26 @@ def dilate(mask: BoolArray, scale: Scale, radius_um: float) -> BoolArray:
     return result
 
 
+def opening(mask: BoolArray, scale: Scale, radius_um: float) -> BoolArray:
+    """Keep what a disk of the radius fits into. The border of the picture does not cut."""
+    import cv2
+
+    kernel = _ellipse(scale, radius_um)
+    if kernel.size == 1 or not mask.any():
+        return mask
+    result: BoolArray = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+    return result
+
+
+def within(mask: BoolArray, scale: Scale, distance_um: float) -> BoolArray:
+    """What lies within a distance of the mask, measured in pixels of the finer axis."""
+    import cv2
+
+    steps = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
+    result: BoolArray = steps <= distance_um / min(scale.x_um, scale.y_um)
+    return result
+
+
 def drop_specks(mask: BoolArray, scale: Scale, min_mm2: float) -> BoolArray:
     """Leave out 8-connected parts that are smaller than an area."""
     return _keep_large(mask, scale.pixels(min_mm2), connectivity=8)
@@ -82,6 +111,28 @@ def keep_parts_touching(mask: BoolArray, seeds: BoolArray) -> BoolArray:
     return kept
 
 
+def keep_open_parts(mask: BoolArray, glass: BoolArray, min_share: float) -> BoolArray:
+    """Keep the 8-connected parts that have at least this share of their outline on glass.
+
+    A part without any outline (it fills the picture) is kept.
+    """
+    import cv2
+
+    if not mask.any():
+        return mask
+    square = np.ones((3, 3), dtype=np.uint8)
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    # Each pixel just outside takes the number of the part that it touches.
+    outline = cv2.dilate(labels.astype(np.float32), square).astype(np.int32)
+    outline[mask] = 0
+    around = np.bincount(outline.ravel(), minlength=count)
+    open_ = np.bincount(outline[glass], minlength=count)
+    keep = open_ >= min_share * around
+    keep[0] = False
+    kept: BoolArray = keep[labels]
+    return kept
+
+
 def _keep_large(mask: BoolArray, min_pixels: float, connectivity: int) -> BoolArray:
     import cv2
 
@@ -97,7 +148,10 @@ def _keep_large(mask: BoolArray, min_pixels: float, connectivity: int) -> BoolAr
 
 
 def _ellipse(scale: Scale, radius_um: float) -> NDArray[np.uint8]:
-    """Pixels whose centre lies within the radius of the middle one's."""
+    """Pixels whose centre lies within the radius of the middle one's; at least its neighbours."""
+    if radius_um <= 0:
+        return np.ones((1, 1), dtype=np.uint8)
+    radius_um = max(radius_um, scale.x_um, scale.y_um)
     rx, ry = int(radius_um / scale.x_um), int(radius_um / scale.y_um)
     y, x = np.mgrid[-ry : ry + 1, -rx : rx + 1].astype(np.float64)
     inside = (x * scale.x_um) ** 2 + (y * scale.y_um) ** 2 <= radius_um**2

@@ -28,6 +28,8 @@ class ClassicalSettings:
         min_tissue_mm2: Smaller specks are left out.
         min_hole_mm2: Smaller holes are filled (lumina, vessels, fat cells).
         min_pen_mm2: Smaller spots of ink colour are not taken for pen.
+        pen_width_um: Narrower strokes are not taken for pen.
+        pen_halo_um: Width of the pale rim that goes with a stroke.
         pen: Whether pen marks are looked for and left out.
     """
 
@@ -36,7 +38,9 @@ class ClassicalSettings:
     close_um: float = 24.0
     min_tissue_mm2: float = 0.02
     min_hole_mm2: float = 0.05
-    min_pen_mm2: float = 0.01
+    min_pen_mm2: float = 0.005
+    pen_width_um: float = 24.0
+    pen_halo_um: float = 24.0
     pen: bool = True
 
     def __post_init__(self) -> None:
