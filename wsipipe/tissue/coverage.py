@@ -30,7 +30,12 @@ _CHUNK_BOXES = 20_000
 class SummedArea:
     """Coverage by the pixels of a mask."""
 
-    def __init__(self, mask: BoolArray, downsample: tuple[Fraction, Fraction]) -> None:
+    def __init__(
+        self,
+        mask: BoolArray,
+        downsample: tuple[Fraction, Fraction],
+        dimensions: tuple[int, int] | None = None,
+    ) -> None:
         height, width = mask.shape
         if mask.size >= 2**31:
             raise ValueError("a mask of more than 2^31 pixels is not a thumbnail")
@@ -39,6 +44,17 @@ class SummedArea:
         np.cumsum(mask, axis=0, dtype=np.int32, out=self._table[1:, 1:])
         np.cumsum(self._table[1:, 1:], axis=1, out=self._table[1:, 1:])
         self._downsample = (float(downsample[0]), float(downsample[1]))
+        # Where the slide ends, in mask pixels: within the last column and row.
+        self._end = (float(width), float(height))
+        if dimensions is not None:
+            ends = (float(d / s) for d, s in zip(dimensions, downsample, strict=True))
+            self._end = (min(width, next(ends)), min(height, next(ends)))
+
+    @property
+    def area0(self) -> float:
+        """Area of all tissue in level-0 pixels."""
+        x, y = (np.array([end]) for end in self._end)
+        return float(self._integral(x, y)[0]) * self._downsample[0] * self._downsample[1]
 
     def fractions(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
         """(N, 4) boxes x0, y0, x1, y1 in level-0 pixels -> (N,) fractions."""
@@ -51,8 +67,8 @@ class SummedArea:
     def _integral(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tissue within [0, x] x [0, y], in mask pixels."""
         height, width = (n - 1 for n in self._table.shape)
-        x = np.clip(x, 0, width)
-        y = np.clip(y, 0, height)
+        x = np.clip(x, 0, self._end[0])
+        y = np.clip(y, 0, self._end[1])
         col = np.minimum(x.astype(np.int64), width - 1)
         row = np.minimum(y.astype(np.int64), height - 1)
         fx, fy = x - col, y - row
@@ -100,7 +116,7 @@ class PolygonCoverage:
         import shapely
 
         x0, _, x1, _ = boxes.T
-        area = (x1 - x0) * self._right_side(boxes)
+        area: NDArray[np.float64] = (x1 - x0) * self._right_side(boxes)
         at_box, at_edge = self._tree.query(shapely.box(*boxes.T))
         inner = self._under_edges(boxes[at_box], self._start[at_edge], self._end[at_edge])
         area += np.bincount(at_box, weights=inner, minlength=len(boxes))

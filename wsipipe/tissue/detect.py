@@ -98,6 +98,7 @@ def _whole_slide(slide: Slide, recorded: dict[str, Any]) -> TissueMask:
         method="none",
         settings=recorded,
         mpp_xy=slide.mpp_xy,
+        dimensions=(width, height),
     )
 
 
@@ -119,6 +120,7 @@ def _classical(
         settings=recorded,
         mpp_xy=slide.mpp_xy,
         pen=found.pen if settings.pen else None,
+        dimensions=slide.dimensions,
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["file_sha256", "mask_file", "read_tissue_geojson", "write_tissue_geojson"]
 
 # Resolution of the pixel form of masks that came as polygons, µm per pixel.
-_GRID_UM = 8.0
+_GRID_UM = 8
 # Annotators draw over the edge; a mask of another slide lies outside by more than this share.
 _MAX_OUTSIDE = 0.05
 _COLOUR = (0, 160, 0)
@@ -68,10 +68,7 @@ def write_tissue_geojson(
         "features": features,
         "wsipipe": {
             "slide_id": slide_id,
-            "slide_size": [
-                float(width * tissue.downsample[0]),
-                float(height * tissue.downsample[1]),
-            ],
+            "slide_size": list(_slide_size(tissue)),
             "mask_size": [width, height],
             "downsample": [str(d) for d in tissue.downsample],
             "tissue": tissue.settings,
@@ -81,6 +78,13 @@ def write_tissue_geojson(
     if path is not None:
         Path(path).write_bytes(data)
     return data
+
+
+def _slide_size(tissue: TissueMask) -> tuple[int, int]:
+    if tissue.dimensions is not None:
+        return tissue.dimensions
+    height, width = tissue.mask.shape
+    return round(width * tissue.downsample[0]), round(height * tissue.downsample[1])
 
 
 def mask_file(folder: Path, slide_id: str) -> Path:
@@ -145,7 +149,7 @@ def fit_polygons(
     outlines = shapes.clip(outlines, slide, path, max_outside)
     downsample, shape = _grid(document, path, slide)
     return TissueMask(
-        mask=rasterise(outlines, shape, downsample),
+        mask=rasterise(outlines, shape, downsample, slide.dimensions),
         downsample=downsample,
         method="geojson",
         settings={
@@ -155,6 +159,7 @@ def fit_polygons(
         },
         mpp_xy=slide.mpp_xy,
         outlines=tuple(outlines),
+        dimensions=slide.dimensions,
     )
 
 
@@ -190,17 +195,19 @@ def _grid(
     width, height = slide.dimensions
     own = document.get("wsipipe") if isinstance(document, dict) else None
     if isinstance(own, dict) and "slide_size" in own:
-        size = tuple(round(float(v)) for v in own["slide_size"])
+        try:
+            size = tuple(int(v) for v in own["slide_size"])
+            columns, rows = (int(v) for v in own["mask_size"])
+            dx, dy = (Fraction(v) for v in own["downsample"])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise TissueError(slide.path, f"the frame of mask {path} is damaged.") from error
         if size != (width, height):
             raise TissueError(
                 slide.path,
                 f"mask {path} was made for a slide of {size[0]} x {size[1]} px, "
                 f"this one has {width} x {height}.",
             )
-        columns, rows = (int(v) for v in own["mask_size"])
-        if 0 < columns <= width and 0 < rows <= height:
-            return (Fraction(width, columns), Fraction(height, rows)), (rows, columns)
-    columns = max(1, round(width * float(slide.mpp_xy[0]) / _GRID_UM))
-    rows = max(1, round(height * float(slide.mpp_xy[1]) / _GRID_UM))
-    columns, rows = min(columns, width), min(rows, height)
-    return (Fraction(width, columns), Fraction(height, rows)), (rows, columns)
+        if min(dx, dy) > 0 and (columns, rows) == (-(-width // dx), -(-height // dy)):
+            return (dx, dy), (rows, columns)
+    dx, dy = (max(Fraction(1), Fraction(_GRID_UM) / mpp) for mpp in slide.mpp_xy)
+    return (dx, dy), (-(-height // dy), -(-width // dx))

@@ -2,7 +2,8 @@
 
 A `TissueMask` is what detectors make, what GeoJSON holds and what the tile grid asks. Its pixels
 tile the slide's level-0 area from (0, 0): pixel (i, j) covers the level-0 rectangle from
-(i·dx, j·dy) to ((i+1)·dx, (j+1)·dy), where (dx, dy) = `downsample` is exact.
+(i·dx, j·dy) to ((i+1)·dx, (j+1)·dy), where (dx, dy) = `downsample` is exact. The last column and
+row may reach beyond the slide; what lies there is not tissue.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TissueMask:
         pen: (h, w) bool, what was recognised as pen and left out; None where nothing looked.
         outlines: Polygons in level-0 pixels of a mask that came as polygons, without overlaps.
             They, not the pixels, then decide areas and coverage. None: the pixels decide.
+        dimensions: (width, height) of the slide in level-0 pixels; None: the pixels' whole area.
     """
 
     mask: BoolArray
@@ -46,6 +48,7 @@ class TissueMask:
     mpp_xy: tuple[Fraction, Fraction]
     pen: BoolArray | None = None
     outlines: tuple[Polygon, ...] | None = field(default=None, repr=False)
+    dimensions: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.mask.ndim != 2 or self.mask.dtype != np.bool_:
@@ -64,8 +67,7 @@ class TissueMask:
         pixel_um2 = float(self.mpp_xy[0] * self.mpp_xy[1])
         if self.outlines is not None:
             return float(sum(p.area for p in self.outlines)) * pixel_um2 / 1e6
-        dx, dy = self.downsample
-        return int(np.count_nonzero(self.mask)) * float(dx * dy) * pixel_um2 / 1e6
+        return self._pixels.area0 * pixel_um2 / 1e6
 
     @cached_property
     def pen_mm2(self) -> float:
@@ -86,7 +88,7 @@ class TissueMask:
             return list(self.outlines)
         from wsipipe.tissue.outlines import mask_outlines
 
-        return mask_outlines(self.mask, self.downsample)
+        return mask_outlines(self.mask, self.downsample, self.dimensions)
 
     def coverage(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
         """Fraction of each box that is tissue, by exact area.
@@ -109,4 +111,8 @@ class TissueMask:
     def _coverage(self) -> SummedArea | PolygonCoverage:
         if self.outlines is not None:
             return PolygonCoverage(self.outlines)
-        return SummedArea(self.mask, self.downsample)
+        return self._pixels
+
+    @cached_property
+    def _pixels(self) -> SummedArea:
+        return SummedArea(self.mask, self.downsample, self.dimensions)

@@ -25,11 +25,15 @@ _STEP_X = np.array([1, 0, -1, 0])
 _STEP_Y = np.array([0, 1, 0, -1])
 
 
-def mask_outlines(mask: BoolArray, downsample: tuple[Fraction, Fraction]) -> list[Polygon]:
+def mask_outlines(
+    mask: BoolArray,
+    downsample: tuple[Fraction, Fraction],
+    dimensions: tuple[int, int] | None = None,
+) -> list[Polygon]:
     """Polygons with holes around the True pixels, in level-0 pixels, largest first.
 
     Pixels that touch only at a corner belong to different polygons (4-connectivity), which keeps
-    every polygon valid.
+    every polygon valid. The last column and row end where the slide (`dimensions`) ends.
     """
     from shapely.geometry import Polygon
 
@@ -38,8 +42,9 @@ def mask_outlines(mask: BoolArray, downsample: tuple[Fraction, Fraction]) -> lis
     shells: dict[int, NDArray[np.float64]] = {}
     holes: dict[int, list[NDArray[np.float64]]] = {}
     scale = np.array([float(downsample[0]), float(downsample[1])])
+    end = np.array(dimensions or (np.inf, np.inf), dtype=np.float64)
     for part, corners in _edge_rings(mask):
-        ring = corners * scale
+        ring = np.minimum(corners * scale, end)
         # Tissue lies on the right of every edge: shells run clockwise on screen, holes do not.
         if _shoelace(corners) > 0:
             shells[part] = ring
@@ -51,9 +56,15 @@ def mask_outlines(mask: BoolArray, downsample: tuple[Fraction, Fraction]) -> lis
 
 
 def rasterise(
-    polygons: Sequence[Polygon], shape: tuple[int, int], downsample: tuple[Fraction, Fraction]
+    polygons: Sequence[Polygon],
+    shape: tuple[int, int],
+    downsample: tuple[Fraction, Fraction],
+    dimensions: tuple[int, int] | None = None,
 ) -> BoolArray:
     """Mark the pixels whose centre lies in a polygon (even-odd over all rings).
+
+    What reaches the slide's end (`dimensions`) reaches the end of the last column or row, whose
+    centres may lie beyond it.
 
     Args:
         polygons: In level-0 pixels, without overlaps.
@@ -69,7 +80,10 @@ def rasterise(
     toggles = np.zeros((height, width + 1), dtype=np.int32)
     rings = shapely.get_rings(np.asarray(polygons, dtype=object)) if len(polygons) else []
     for ring in rings:
-        points = shapely.get_coordinates(ring) / [float(downsample[0]), float(downsample[1])]
+        level0 = shapely.get_coordinates(ring)
+        points = level0 / [float(downsample[0]), float(downsample[1])]
+        if dimensions is not None:
+            points = np.where(level0 >= dimensions, (width, height), points)
         _toggle_crossings(toggles, points, height, width)
     inside: BoolArray = (np.cumsum(toggles[:, :width], axis=1) % 2).astype(bool)
     return inside
