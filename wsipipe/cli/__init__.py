@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tile": ("tile", "Only find the tissue and lay the grid."),
     "encoders": ("encoders", "The catalogue of encoders; one card."),
     "pull": ("pull", "Weights ahead of time, also for machines without network."),
+    "pretrain": ("pretrain", "Train an encoder on the slides themselves, without labels."),
     "status": ("status", "What is done and what is not."),
     "verify": ("verify", "What is broken; damage found: exit 1."),
     "report": ("report", "One HTML page about a run."),

@@ -57,7 +57,11 @@ def encoder_config(backbone: Backbone, recipe: Recipe, mpp: float | None) -> dic
 
 
 def export_encoder(
-    backbone: Backbone, recipe: Recipe, folder: Path, history: dict[str, Any]
+    backbone: Backbone,
+    recipe: Recipe,
+    folder: Path,
+    history: dict[str, Any],
+    head: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write config.json, model.safetensors and manifest.json; the folder appears whole.
 
@@ -66,6 +70,7 @@ def export_encoder(
         recipe: How it was trained.
         folder: Where; replaced if it exists.
         history: For the manifest: steps, tiles and slides seen, initial weights and their licence.
+        head: Classifier to write as head.safetensors.
     """
     from safetensors.torch import save_file
 
@@ -74,6 +79,9 @@ def export_encoder(
     temporary.mkdir(parents=True)
     state = {k: v.detach().cpu().float().contiguous() for k, v in _state(backbone).items()}
     save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+    if head:
+        kept = {k: v.detach().cpu().float().contiguous() for k, v in head.items()}
+        save_file(kept, temporary / "head.safetensors")
     digest = hashlib.sha256((temporary / "model.safetensors").read_bytes()).hexdigest()
     config = encoder_config(backbone, recipe, _mpp(recipe))
     config["wsipipe"]["name"] = f"{recipe.name}-{recipe.scale}-{digest[:8]}"

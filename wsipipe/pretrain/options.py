@@ -98,6 +98,7 @@ class Sampler(_Frozen):
         slides_per_batch: Slides that a batch draws from, at least.
         pool: Slides held open at a time.
         reuse: Batches drawn from a pool before it moves on.
+        snap: Place tiles within as few compressed blocks as possible.
         balance: tiles (slides weigh as their tissue area), slides (all the same), clusters.
         region: Also read a coarser region around each tile.
     """
@@ -109,6 +110,7 @@ class Sampler(_Frozen):
     slides_per_batch: int = Field(8, ge=1)
     pool: int = Field(16, ge=1)
     reuse: int = Field(32, ge=1)
+    snap: bool = True
     balance: Literal["tiles", "slides", "clusters"] = "tiles"
     region: Region | None = None
 

@@ -107,6 +107,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.method = create_method(recipe, source.classes)
         self._check_batch(share)
+        self._check_crops()
         if initial is not None:
             self.method.initialise(initial)
         self.method.to(self.device)
@@ -128,6 +129,20 @@ class Trainer:
                 f"in a micro-batch at least, not {share}.",
                 "Raise optim.batch, lower optim.accumulate, or use fewer processes.",
             )
+
+    def _check_crops(self) -> None:
+        """Crops must be whole patches."""
+        if not self.method.student.is_vit:
+            return
+        arch, views = self.recipe.arch, self.recipe.views
+        for patch in arch.patch_sizes or (self.method.student.patch,):
+            for name, crop in (("global", views.global_), ("local", views.local)):
+                if crop.n and crop.px % patch:
+                    near = max(patch, round(crop.px / patch) * patch)
+                    raise ConfigError(
+                        f"views.{name}.px = {crop.px} is not a multiple of the patch of {patch}.",
+                        f"For this network: --set views.{name}.px={near}",
+                    )
 
     def resume(self) -> bool:
         """Go on from the latest checkpoint; False if there is none."""

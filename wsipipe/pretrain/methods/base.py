@@ -87,6 +87,14 @@ class Method(nn.Module):
         """The network worth keeping: the EMA teacher where there is one."""
         return self.student
 
+    def exported(self) -> Backbone:
+        """What is written to OUT/encoder: plain timm parameters."""
+        return self.encoder()
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Parameters of a classifier that is worth keeping beside the encoder; {} = none."""
+        return {}
+
     def initialise(self, state: dict[str, Tensor]) -> None:
         """Start the student (and what copies it) from these weights of the timm model."""
         self.student.net.load_state_dict(state)
