@@ -111,6 +111,20 @@ def command(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join",
+            help="Share the folder with other processes on any host: slides go by lease.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
+    stage: Annotated[
+        Path | None,
+        typer.Option(
+            help="Local folder that slides are copied to before reading.", rich_help_panel=_RUN
+        ),
+    ] = None,
     slide_timeout: Annotated[
         float,
         typer.Option(
@@ -163,7 +177,10 @@ def command(
     Slides that do not say their resolution:
       wsipipe extract old/*.tif --slide-mpp 0.2527
 
-    One of eight tasks of a scheduler's array:
+    Start this on as many machines as you like; they share the work:
+      wsipipe extract cohort.csv --encoder phikon --out /shared/features --join
+
+    One of eight tasks of a scheduler's array, where there is no shared folder:
       wsipipe extract cohort.csv --encoder phikon --shard 3/8
 
     Exit codes: 0 all done, 1 some slides failed (see failures.csv), 2 the command is wrong,
@@ -199,6 +216,8 @@ def command(
         weights=weights,
         deterministic=deterministic,
         shard=shard,
+        join=join,
+        stage=stage,
         slide_timeout=slide_timeout,
         grace=grace,
         max_bad_tiles=max_bad_tiles,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from wsipipe.embed.work import View
 from wsipipe.errors import ReadError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.rows import RowSink
+from wsipipe.pipeline.staging import Stage
 from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
 from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
 from wsipipe.slide import Slide, open_slide
@@ -50,6 +52,7 @@ class RunContext:
     Attributes:
         targets: Position = the encoder's index in the engine.
         batch_size: Asked when a file is written, for the record.
+        stage: Where slides are copied to before they are read.
     """
 
     settings: ExtractSettings
@@ -57,6 +60,7 @@ class RunContext:
     encoders: Sequence[Encoder]
     records: Records
     batch_size: Callable[[], int]
+    stage: Stage | None = None
 
 
 @dataclass(eq=False)
@@ -75,6 +79,7 @@ class SlideTask:
     timings: dict[str, float] = field(default_factory=dict)
     _slide: Slide | None = None
     _views: list[tuple[View, list[RowSink]]] = field(default_factory=list)
+    _copy: Path | None = None
     _bad: int = 0
     _begun: float = 0.0
 
@@ -106,11 +111,12 @@ class SlideTask:
         return views
 
     def _open(self) -> Slide:
-        settings, entry = self.run.settings, self.plan.entry
-        slide = self._step(
-            "open",
-            lambda: open_slide(entry.path, mpp=override_mpp(settings, entry), icc=settings.icc),
-        )
+        settings, path = self.run.settings, self.path
+        if self.run.stage is not None:
+            stage = self.run.stage
+            path, self._copy = self._step("stage", lambda: stage.copy(self.path))
+        mpp = override_mpp(settings, self.plan.entry)
+        slide = self._step("open", lambda: open_slide(path, mpp=mpp, icc=settings.icc))
         self._slide = slide
         assert self.record is not None
         self.record.width, self.record.height = slide.dimensions
@@ -265,9 +271,10 @@ class SlideTask:
                 sink.close(keep=keep)
 
     def close(self) -> None:
-        """Close the slide."""
+        """Close the slide; remove its copy."""
         if self._slide is not None:
             self._slide.close()
+        Stage.remove(self._copy)
 
 
 def _jobs(slide: Slide, grid: TileGrid, sinks: Sequence[RowSink]) -> list[Any]:

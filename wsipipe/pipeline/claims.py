@@ -1,0 +1,97 @@
+"""Slides for this process: all of them, or, with `--join`, those whose lease it gets.
+
+A lease places work and decides nothing: what is done is a property of the feature file, so the
+file is looked at again under the lease. A process that finds nothing free waits for the slides in
+other hands: should their owner die, they are taken over here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from wsipipe.embed.drain import Drain
+from wsipipe.pipeline.planning import SlidePlan
+from wsipipe.store import Lease, Leases, Records
+
+__all__ = ["Claims", "in_order"]
+
+_POLL_S = 2.0
+_STEP_S = 0.1
+
+
+def in_order(plans: Sequence[SlidePlan]) -> list[SlidePlan]:
+    """Largest files first, so that no process ends the run alone with the largest slide."""
+
+    def size(plan: SlidePlan) -> int:
+        path = Path(str(plan.entry.path))
+        return path.stat().st_size if path.is_file() else 0
+
+    return sorted(plans, key=size, reverse=True)
+
+
+class Claims:
+    """Takes slides by lease.
+
+    Args:
+        replan: The same slide's plan as of now.
+        elsewhere: Told of a slide that another process has settled; returns False where that
+            process has failed on something that this one should try itself.
+        drain: Ends the waiting.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        plans: Sequence[SlidePlan],
+        *,
+        replan: Callable[[SlidePlan], SlidePlan],
+        elsewhere: Callable[[SlidePlan], bool],
+        drain: Drain,
+    ) -> None:
+        self._leases, self._waiting = leases, deque(plans)
+        self._replan, self._elsewhere, self._drain = replan, elsewhere, drain
+        self._held: dict[str, Lease] = {}
+
+    def __iter__(self) -> Iterator[SlidePlan]:
+        while self._waiting and not self._drain.requested:
+            taken = False
+            for _ in range(len(self._waiting)):
+                plan = self._waiting.popleft()
+                if self._elsewhere(plan):
+                    continue
+                lease = self._leases.acquire(plan.entry.slide_id)
+                if lease is None:
+                    self._waiting.append(plan)
+                    continue
+                now = self._replan(plan)
+                if self._elsewhere(now):
+                    lease.release()
+                    continue
+                self._held[plan.entry.slide_id] = lease
+                taken = True
+                yield now
+            if not taken:
+                self._pause()
+
+    def release(self, slide_id: str) -> None:
+        """The slide is over, one way or the other."""
+        lease = self._held.pop(slide_id, None)
+        if lease is not None:
+            lease.release()
+
+    def _pause(self) -> None:
+        until = time.monotonic() + _POLL_S
+        while time.monotonic() < until and not self._drain.requested:
+            time.sleep(_STEP_S)
+
+
+def failed_meanwhile(records: Records, slide_id: str, since_utc: str) -> bool:
+    """Whether another process has failed on the slide since `since_utc`."""
+    record = records.read(slide_id)
+    if record is None or not record.attempts:
+        return False
+    latest = record.attempts[-1]
+    return bool(latest["state"] == "failed" and str(latest.get("ended_utc", "")) >= since_utc)
