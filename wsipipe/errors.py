@@ -68,7 +68,8 @@ class WsipipeError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.problem} {self.remedy}".strip()
+        stop = "" if not self.remedy or self.problem.endswith((".", "!", "?", ")")) else "."
+        return f"{self.problem}{stop} {self.remedy}".strip()
 
 
 class SlideError(WsipipeError):
