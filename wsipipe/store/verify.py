@@ -1,0 +1,352 @@
+"""What is broken in a folder of results: every file is opened, every claim it makes is checked.
+
+Damage is what makes a result wrong or lost; a note is worth knowing and hurts nothing (leftovers
+of a killed run, two precisions in one folder).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.errors import StoreError, WsipipeError
+from wsipipe.store.features import (
+    ENCODING_TYPE,
+    ENCODING_VERSION,
+    Features,
+    content_hash,
+    open_h5,
+    plain_attributes,
+    read_features,
+)
+from wsipipe.store.identity import identity_hash
+from wsipipe.store.partial import find_partials
+from wsipipe.store.publish import find_temporaries
+from wsipipe.store.records import Records, read_record
+from wsipipe.store.tables import feature_files
+from wsipipe.types import FloatArray, Rows
+
+__all__ = ["Embedder", "Finding", "VerifyResult", "verify_features", "verify_run"]
+
+# Embeds some rows of a bag anew from its slide: (bag, rows (k,) int64) -> (k, D) float32.
+Embedder = Callable[[Features, Rows], FloatArray]
+
+# bf16 against fp32 of one model gives more than 0.999; another model or other pixels far less.
+MIN_COSINE = 0.99
+
+_REQUIRED_ATTRIBUTES = (
+    *("encoding-type", "encoding-version", "wsipipe_version", "slide_id", "slide_fingerprint"),
+    *("encoder", "encoder_revision", "pooling", "mpp", "mpp_effective", "tile_px", "level0_mpp"),
+    *("mpp_source", "overlap", "precision", "identity", "identity_json", "created_utc"),
+)
+_COORDS_ATTRIBUTES = (
+    *("patch_size", "patch_size_level0", "level0_magnification", "target_magnification"),
+    *("overlap", "level0_width", "level0_height", "name"),
+)
+# Attributes of which one folder should hold one value.
+_UNIFORM = ("encoder", "encoder_revision", "precision", "mpp", "tile_px", "overlap", "pooling")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: in which file, what, and what to do."""
+
+    severity: Literal["damage", "note"]
+    path: str
+    problem: str
+    remedy: str = ""
+
+
+@dataclass
+class VerifyResult:
+    """All findings, and what was looked at."""
+
+    files: int = 0
+    tiles: int = 0
+    sampled: int = 0
+    worst_cosine: float | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        """True if something is wrong or lost."""
+        return any(f.severity == "damage" for f in self.findings)
+
+
+def verify_features(path: str | Path, *, quick: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """Check one feature file.
+
+    Args:
+        path: The file.
+        quick: Look at structure and attributes only, not at the bytes.
+
+    Returns:
+        Problems in words ([] = sound), and the root attributes as far as they can be read.
+    """
+    try:
+        with open_h5(path) as h5:
+            attrs = plain_attributes(h5.attrs)
+            problems = list(_structure(h5, attrs))
+            if not problems and not quick:
+                problems = list(_content(h5, attrs))
+            return problems, {**attrs, "rows": len(h5["coords"]) if "coords" in h5 else 0}
+    except StoreError as error:
+        return [error.reason], {}
+    except OSError as error:
+        return [f"cannot be read to its end ({error})"], {}
+
+
+def _structure(h5: h5py.File, attrs: Mapping[str, Any]) -> Iterator[str]:
+    kinds: dict[str, tuple[int, str]] = {
+        "features": (2, "float16 float32"),
+        "coords": (2, "int64"),
+        "tissue_fraction": (1, "float32"),
+        "tile_status": (1, "uint8"),
+    }
+    for name in h5.get("quality", {}):
+        kinds[f"quality/{name}"] = (1, "float32")
+    rows = len(h5["coords"]) if isinstance(h5.get("coords"), h5py.Dataset) else 0
+    for name, (ndim, dtypes) in kinds.items():
+        dataset = h5.get(name)
+        if not isinstance(dataset, h5py.Dataset):
+            yield f"no dataset {name}"
+        elif dataset.ndim != ndim or dataset.dtype.name not in dtypes.split():
+            yield f"{name} is {dataset.dtype} {dataset.shape}"
+        elif len(dataset) != rows:
+            yield f"{name} has {len(dataset)} rows, coords has {rows}"
+    if "feats" not in h5 or "features" not in h5 or h5["feats"] != h5["features"]:
+        yield "feats is not the same dataset as features"
+    if missing := [name for name in _REQUIRED_ATTRIBUTES if name not in attrs]:
+        yield f"attributes are missing: {', '.join(missing)}"
+        return
+    if (attrs["encoding-type"], attrs["encoding-version"]) != (ENCODING_TYPE, ENCODING_VERSION):
+        yield f"encoding is {attrs['encoding-type']} {attrs['encoding-version']}"
+    if identity_hash(str(attrs["identity_json"])) != attrs["identity"]:
+        yield "the identity is not the hash of identity_json"
+    if "coords" in h5:
+        known = h5["coords"].attrs
+        if missing := [name for name in _COORDS_ATTRIBUTES if name not in known]:
+            yield f"attributes of coords are missing: {', '.join(missing)}"
+
+
+def _content(h5: h5py.File, attrs: Mapping[str, Any]) -> Iterator[str]:
+    datasets = {name: h5[name] for name in ("features", "coords", "tissue_fraction", "tile_status")}
+    datasets |= {f"quality/{name}": values for name, values in h5.get("quality", {}).items()}
+    stored = attrs.get("content_sha256")
+    if stored is not None and content_hash(datasets) != stored:
+        yield "its bytes have changed since they were written (sha256 differs)"
+    status: NDArray[np.uint8] = h5["tile_status"][()]
+    if status.size and status.max() > 1:
+        yield f"tile_status has values up to {status.max()}"
+    yield from _features_content(h5["features"], status)
+    fraction = h5["tissue_fraction"][()]
+    # Other tools do not record the fraction; their order and the slide's size may be unknown, too.
+    imported = "imported_from" in attrs
+    within = (fraction >= 0) & (fraction <= 1)
+    if not (within | np.isnan(fraction) if imported else within).all():
+        yield "tissue_fraction leaves [0, 1]"
+    coords = h5["coords"][()]
+    known = h5["coords"].attrs
+    size = np.array([known["level0_width"], known["level0_height"]])
+    if len(coords) and size.all() and ((coords < 0) | (coords >= size)).any():
+        yield "coords lie outside the slide"
+    if len(coords) > 1 and not imported:
+        step = np.diff(coords, axis=0)
+        if not ((step[:, 1] > 0) | ((step[:, 1] == 0) & (step[:, 0] > 0))).all():
+            yield "coords are not in row-major order, or some are there twice"
+
+
+def _features_content(features: h5py.Dataset, status: NDArray[np.uint8]) -> Iterator[str]:
+    step = max(1, (8 << 20) // max(1, features.shape[1] * features.dtype.itemsize))
+    stray = silent = zero = 0
+    for first in range(0, len(features), step):
+        block = features[first : first + step]
+        bad = status[first : first + step] > 0
+        finite = np.isfinite(block)
+        stray += int(np.count_nonzero(~finite[~bad].all(axis=1)))
+        silent += int(np.count_nonzero(finite[bad].any(axis=1)))
+        zero += int(np.count_nonzero(~block[~bad].any(axis=1)))
+    if stray:
+        yield f"{stray} tiles with NaN or infinite features that no failed read explains"
+    if silent:
+        yield f"{silent} tiles that failed to be read have numbers"
+    if zero:
+        yield f"{zero} tiles have features of zeros only"
+
+
+def verify_run(
+    out: str | Path,
+    *,
+    quick: bool = False,
+    sample: int = 0,
+    embed: Embedder | None = None,
+    seed: int = 0,
+    progress: Callable[[Path], None] = lambda _: None,
+) -> VerifyResult:
+    """Check everything in the folder of a run.
+
+    Args:
+        out: Folder of the run, or any folder with feature files of this package.
+        quick: Look at structure and attributes only, not at the bytes.
+        sample: So many tiles of the whole run are embedded anew and compared with the stored rows.
+        embed: Does that; needed for `sample`.
+        seed: Which tiles are drawn.
+        progress: Told each file before it is looked at.
+    """
+    out = Path(out)
+    result = VerifyResult()
+    files = feature_files(out)
+    if not files and not (out / "features").exists():
+        files = {("", p.stem): p for p in sorted(out.rglob("*.h5")) if not p.name.startswith(".")}
+    folders: dict[str, dict[str, dict[Any, int]]] = defaultdict(lambda: defaultdict(dict))
+    sound = []
+    for (folder, slide_id), path in sorted(files.items()):
+        progress(path)
+        problems, attrs = verify_features(path, quick=quick)
+        if attrs.get("slide_id") not in (None, slide_id) and folder:
+            problems.append(f"it says it is slide {attrs['slide_id']!r}")
+        for problem in problems:
+            remedy = "Run the same extract again: what is not whole is made anew."
+            if "sha256" in problem or attrs:
+                remedy = "Run extract with --recompute, or restore the file from a copy."
+            result.findings.append(Finding("damage", _relative(path, out), problem, remedy))
+        if not problems:
+            sound.append(path)
+        result.files += 1
+        result.tiles += int(attrs.get("rows", 0))
+        for name in _UNIFORM:
+            if name in attrs:
+                counts = folders[folder][name]
+                counts[attrs[name]] = counts.get(attrs[name], 0) + 1
+    result.findings += _mixtures(folders)
+    result.findings += _lost_files(out, files)
+    result.findings += _side_files(out)
+    result.findings += _leftovers(out)
+    if sample and embed is not None:
+        _sample(result, out, sound, sample, embed, seed)
+    return result
+
+
+def _relative(path: Path, out: Path) -> str:
+    return path.relative_to(out).as_posix()
+
+
+def _mixtures(folders: Mapping[str, Mapping[str, Mapping[Any, int]]]) -> Iterator[Finding]:
+    for folder, attributes in sorted(folders.items()):
+        for name, counts in attributes.items():
+            if len(counts) > 1:
+                listed = ", ".join(f"{value}: {n} files" for value, n in counts.items())
+                remedy = "Fine if it is meant; --recompute with one setting makes them equal."
+                if name == "precision":
+                    remedy = "Machines differ; --precision with --recompute makes them equal."
+                where = f"features/{folder}" if folder else "."
+                yield Finding("note", where, f"mixed {name} ({listed})", remedy)
+
+
+def _lost_files(out: Path, files: Mapping[tuple[str, str], Path]) -> Iterator[Finding]:
+    for record in Records(out).all():
+        for encoder, made in record.results.items():
+            if made.status in ("done", "empty") and (encoder, record.slide_id) not in files:
+                yield Finding(
+                    "damage",
+                    f"features/{encoder}/{record.slide_id}.h5",
+                    "recorded as done, but the file is not there",
+                    "Run the same extract again.",
+                )
+
+
+def _side_files(out: Path) -> Iterator[Finding]:
+    remedy = "Remove it; the next run makes it anew."
+    for path in sorted((out / "attempts").rglob("*.json")):
+        if not path.name.startswith(".") and read_record(path) is None:
+            yield Finding("damage", _relative(path, out), "not a record", remedy)
+    for path in sorted((out / "tissue").rglob("*.geojson")):
+        if path.name.startswith("."):
+            continue
+        try:
+            kind = json.loads(path.read_bytes()).get("type")
+        except (ValueError, AttributeError):
+            kind = None
+        if kind != "FeatureCollection":
+            yield Finding("damage", _relative(path, out), "not GeoJSON", remedy)
+    for path in sorted((out / "thumbnails").rglob("*.jpg")):
+        if path.name.startswith("."):
+            continue
+        data = path.read_bytes()
+        if not (data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9")):
+            yield Finding("damage", _relative(path, out), "not a whole JPEG", remedy)
+
+
+def _leftovers(out: Path) -> Iterator[Finding]:
+    for path, owner in find_temporaries(out):
+        if owner.state() != "alive":
+            yield Finding(
+                "note",
+                _relative(path, out),
+                f"temporary of process {owner.pid} on {owner.host}, which no longer writes it",
+                "The next run removes it.",
+            )
+    for path, _ in find_partials(out / ".partial"):
+        yield Finding(
+            "note",
+            _relative(path, out),
+            "rows of an unfinished slide",
+            "The next run goes on from them.",
+        )
+
+
+def _sample(
+    result: VerifyResult, out: Path, files: list[Path], count: int, embed: Embedder, seed: int
+) -> None:
+    """Embed tiles anew, spread over the files, and compare directions with what is stored."""
+    draw = np.random.default_rng(seed)
+    bags = [path for path in files if len(read_features(path, lazy=True))]
+    if not bags:
+        return
+    chosen: dict[Path, int] = defaultdict(int)
+    order = draw.permutation(len(bags))
+    for i in range(count):
+        chosen[bags[order[i % len(bags)]]] += 1
+    for path, wanted in chosen.items():
+        bag = read_features(path, lazy=True)
+        good = np.flatnonzero(bag.tile_status == 0)
+        rows = np.sort(draw.choice(good, min(wanted, len(good)), replace=False))
+        if not len(rows):
+            continue
+        try:
+            again = embed(bag, rows)
+        except WsipipeError as error:
+            result.findings.append(
+                Finding("note", _relative(path, out), f"not sampled: {error.problem}", error.remedy)
+            )
+            continue
+        cosines = _cosines(
+            np.asarray(bag.features[rows], np.float64), np.asarray(again, np.float64)
+        )
+        worst = float(cosines.min())
+        result.sampled += len(rows)
+        result.worst_cosine = min(worst, result.worst_cosine or 1.0)
+        if worst < MIN_COSINE:
+            result.findings.append(
+                Finding(
+                    "damage",
+                    _relative(path, out),
+                    f"embedded anew, tile {int(rows[cosines.argmin()])} has cosine {worst:.4f} to "
+                    "what is stored",
+                    "The slide, the weights or the file have changed: use --recompute.",
+                )
+            )
+
+
+def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines: NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(norms, 1e-30)
+    return cosines
