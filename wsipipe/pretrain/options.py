@@ -17,6 +17,7 @@ __all__ = [
     "ClipOptions",
     "Crop",
     "DinoOptions",
+    "FinetuneOptions",
     "FixMatchOptions",
     "HsvFilter",
     "MaskedOptions",
@@ -410,6 +411,22 @@ class ClipOptions(_Frozen):
     temp: float = 0.07
 
 
+class FinetuneOptions(_Frozen):
+    """Fine-tuning on labelled tiles.
+
+    Attributes:
+        mode: linear (the encoder stays), blocks (the last ones train), lora (low-rank updates).
+        blocks: How many of the last blocks train.
+        rank, alpha, dropout: Of LoRA.
+    """
+
+    mode: Literal["linear", "blocks", "lora"] = "lora"
+    blocks: int = Field(2, ge=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = 16.0
+    dropout: Share = 0.0
+
+
 OPTIONS: dict[str, type[_Frozen]] = {
     "simclr": SimclrOptions,
     "moco-v2": MocoV2Options,
@@ -423,4 +440,5 @@ OPTIONS: dict[str, type[_Frozen]] = {
     "multitask": MultiTaskOptions,
     "fixmatch": FixMatchOptions,
     "clip": ClipOptions,
+    "finetune": FinetuneOptions,
 }

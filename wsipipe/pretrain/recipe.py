@@ -104,6 +104,8 @@ def recipe_source(name: str) -> dict[str, Any]:
     # What a base follows exactly is not what its child's paper says.
     for key in ("exact", "deviations", "title", "paper"):
         parent.pop(key, None)
+    if document.get("method", parent.get("method")) != parent.get("method"):
+        parent.pop("loss", None)  # another method's options
     return _merge(parent, document)
 
 

@@ -22,6 +22,7 @@ METHODS = {
     "multitask": ("supervised", "MultiTask"),
     "fixmatch": ("supervised", "FixMatch"),
     "clip": ("clip", "Clip"),
+    "finetune": ("finetune", "Finetune"),
 }
 
 

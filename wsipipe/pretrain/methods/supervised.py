@@ -13,7 +13,7 @@ from wsipipe.pretrain.methods.base import At, Method
 from wsipipe.pretrain.recipe import Recipe
 from wsipipe.pretrain.views import ViewBatch
 
-__all__ = ["FixMatch", "MultiTask"]
+__all__ = ["FixMatch", "MultiTask", "label_tasks"]
 
 
 class MultiTask(Method):
@@ -28,7 +28,7 @@ class MultiTask(Method):
 
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         super().__init__(recipe, classes)
-        self.tasks = _tasks(classes)
+        self.tasks = label_tasks(classes)
         self.drop = nn.Dropout(recipe.loss.dropout)
         self.heads = nn.ModuleList(nn.Linear(self.student.out_dim, c) for c in self.tasks.values())
 
@@ -60,7 +60,7 @@ class FixMatch(Method):
 
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         super().__init__(recipe, classes)
-        self.head = nn.Linear(self.student.out_dim, next(iter(_tasks(classes).values())))
+        self.head = nn.Linear(self.student.out_dim, next(iter(label_tasks(classes).values())))
 
     def forward(self, batch: ViewBatch, at: At) -> dict[str, Tensor]:
         """See `Method`."""
@@ -80,7 +80,12 @@ class FixMatch(Method):
         }
 
 
-def _tasks(classes: dict[str, int] | None) -> dict[str, int]:
+def label_tasks(classes: dict[str, int] | None) -> dict[str, int]:
+    """The tasks that labels describe.
+
+    Raises:
+        ConfigError: There are none, or one has fewer than two classes.
+    """
     tasks = {name: count for name, count in (classes or {}).items() if count > 1}
     if not tasks or len(tasks) < len(classes or {}):
         raise ConfigError(
