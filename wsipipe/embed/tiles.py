@@ -22,8 +22,9 @@ __all__ = ["BAD", "GOOD", "TileJob", "iter_tiles", "plan_jobs", "read_job"]
 
 GOOD: Final = 0
 BAD: Final = 1
-# Tiles that are reduced together: enough to amortise a call, few enough to stay in the cache.
-_RUN_TILES: Final = 4
+# Width of a run of tiles that is reduced together: enough to amortise a call, and narrow enough
+# for the cache.
+_RUN_PX: Final = 1024
 _Status: TypeAlias = NDArray[np.uint8]
 
 
@@ -179,6 +180,7 @@ def _read_scaled(
 
 def _runs(grid: TileGrid, job: TileJob) -> list[_Run]:
     plan = job.plan
+    longest = max(1, _RUN_PX // grid.tile_px)
     runs: list[_Run] = []
     place = 0
     col_row = grid.col_row[job.rows].tolist()
@@ -186,7 +188,7 @@ def _runs(grid: TileGrid, job: TileJob) -> list[_Run]:
         col, row = col_row[place]
         count = 1
         while (
-            count < _RUN_TILES
+            count < longest
             and place + count < len(col_row)
             and col_row[place + count] == [col + count, row]
         ):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.slide.files import fingerprint
 from wsipipe.slide.open import open_slide
-from wsipipe.slide.slide import ReadPlan, Slide, ThumbnailImage, choose_level
+from wsipipe.slide.slide import ReadPlan, Slide, choose_level
+from wsipipe.slide.thumbnail import ThumbnailImage
 
 __all__ = [
     "ReadPlan",

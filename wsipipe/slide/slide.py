@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -20,34 +20,12 @@ from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
 from wsipipe.slide.reader import Reader
 from wsipipe.slide.resample import axis_span, resample
+from wsipipe.slide.thumbnail import ThumbnailImage, reduce_level
 from wsipipe.types import Bounds, Level, Rgb, TileArray, exact
 
 __all__ = ["ReadPlan", "Slide", "ThumbnailImage", "choose_level"]
 
-_STRIP_BYTES: Final = 48 * 1024 * 1024
 _MAX_READ_PIXELS: Final = 2**28
-
-
-@dataclass(frozen=True)
-class ThumbnailImage:
-    """A whole slide, small.
-
-    Attributes:
-        pixels: (h, w, 3) uint8. Pixel (i, j) covers level-0 x from i·downsample[0], y likewise;
-            the last row and column may reach beyond the slide and average what is inside.
-        downsample: Level-0 pixels per thumbnail pixel (x, y), exact.
-    """
-
-    pixels: TileArray
-    downsample: tuple[Fraction, Fraction]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        return np.asarray(self.pixels, dtype=dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of `pixels`."""
-        return self.pixels.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +213,7 @@ class Slide:
         return block
 
     def thumbnail(self, mpp: float) -> ThumbnailImage:
-        """The whole slide at about `mpp`, read by strips: memory does not grow with the slide.
+        """The whole slide at about `mpp`, block by block: memory does not grow with the slide.
 
         Args:
             mpp: Target µm per pixel; a slide that is coarser gives level 0 as it is.
@@ -259,17 +237,16 @@ class Slide:
             if level.downsample[0] <= scale[0] and level.downsample[1] <= scale[1]
         ]
         level = fitting[-1]
-        plan = ReadPlan(level.index, "area", scale)
         width, height = (
             -(-size // ratio) for size, ratio in zip(self.dimensions, scale, strict=True)
         )
-        pixels = np.empty((height, width, 3), np.uint8)
-        step = scale[1] / level.downsample[1]
-        rows = max(1, int(_STRIP_BYTES / (3 * level.width * step)))
-        for top in range(0, height, rows):
-            count = min(rows, height - top)
-            start = (Fraction(0), top * step)
-            pixels[top : top + count] = self._read_scaled(plan, start, width, count)
+        pixels = reduce_level(
+            level,
+            self.block_sizes[level.index],
+            (scale[0] / level.downsample[0], scale[1] / level.downsample[1]),
+            (int(width), int(height)),
+            lambda x, y, w, h: self.read_level(level.index, x, y, w, h),
+        )
         return ThumbnailImage(pixels, scale)
 
     def _read_scaled(
