@@ -25,6 +25,10 @@ __all__ = ["Regions", "detect_tissue_rgb", "estimate_background", "optical_densi
 # Evidence (thousandths of OD) from which on there is tissue. Glass after smoothing reaches 5 to 12
 # (95th percentile, 12 real pictures, also at JPEG quality 40), pale tissue starts at 30.
 _THRESHOLD = 25
+# Overexposed glass sits at 255: pale stain loses density with it, but so does the noise of glass.
+# The threshold falls by this much for each grey level of the background above the given one.
+_THRESHOLD_FALL = 1.5
+_EXPOSED_FROM = 250
 # Glass is at least this bright, at most this coloured (max - min of the channels), this flat, and
 # makes up this share of a picture that has glass at all.
 _GLASS_MIN_LEVEL = 160
@@ -35,6 +39,12 @@ _GLASS_MIN_SHARE = 0.005
 # to tell.
 _GREY_MIN_TOTAL = 120
 _GREY_TOTAL_PER_SPREAD = 30
+# A whole part is dust, a hair or the coverslip's edge where its spread is less than this share of its
+# mean: such lines reach 0.20, the greyest stain (brown beside blue, blurred to grey) 0.24.
+_GREY_PART_SHARE = 0.22
+# A whole part is ink where red absorbs more than green by this share of its sum; blue nuclei of
+# immunostains reach 0.04.
+_INK_PART_SHARE = 0.1
 # On coarse slides a pixel is wider than what is smoothed over; compression noise still is not.
 _MIN_SIGMA_PX = 0.6
 
@@ -85,6 +95,8 @@ def detect_tissue_rgb(
     found = morphology.fill_holes(found, scale, settings.min_hole_mm2)
     found &= ~ink
     found = morphology.drop_specks(found, scale, settings.min_tissue_mm2)
+    if method == "auto":
+        found = _drop_unstained_parts(found, rgb, background)
     return Regions(found, ink, background)
 
 
@@ -132,10 +144,26 @@ def _by_density(
     total = density.sum(axis=2, dtype=np.int32)
     grey = (total > _GREY_MIN_TOTAL) & (spread * _GREY_TOTAL_PER_SPREAD < total)
     # A share of the mean helps the palest stains and the grey that brown and blue make together.
-    evidence = np.where(grey | ink, 0, spread + total // 12).astype(np.uint16)
+    evidence = np.where(grey | ink, 0, spread + total // 24).astype(np.uint16)
     if settings.smooth_um > 0:
         # OpenCV's 16-bit Gaussian is fixed point: the same on every machine.
         sigma = [max(_MIN_SIGMA_PX, settings.smooth_um / um) for um in (scale.x_um, scale.y_um)]
         evidence = cv2.GaussianBlur(evidence, (0, 0), sigma[0], sigmaY=sigma[1])
-    found: BoolArray = evidence >= _THRESHOLD
+    overexposed = max(0, min(background) - _EXPOSED_FROM)
+    found: BoolArray = evidence >= int(_THRESHOLD - _THRESHOLD_FALL * overexposed)
     return found
+
+
+def _drop_unstained_parts(found: BoolArray, rgb: TileArray, background: Rgb) -> BoolArray:
+    """Leave out connected parts that are, as a whole, grey (dust, edges) or ink (a pen's halo)."""
+    import cv2
+
+    density = optical_density(rgb, background)
+    _, labels = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
+    spread = np.bincount(labels.ravel(), (density.max(axis=2) - density.min(axis=2)).ravel())
+    total = np.bincount(labels.ravel(), density.sum(axis=2, dtype=np.int32).ravel())
+    cold = np.bincount(labels.ravel(), (density[..., 0] - density[..., 1]).ravel())
+    keep = (3 * spread >= _GREY_PART_SHARE * total) & (cold < _INK_PART_SHARE * total)
+    keep[0] = False
+    kept: BoolArray = keep[labels]
+    return kept

@@ -34,9 +34,9 @@ class ClassicalSettings:
     """
 
     mpp: float = 8.0
-    smooth_um: float = 12.0
+    smooth_um: float = 8.0
     close_um: float = 24.0
-    min_tissue_mm2: float = 0.02
+    min_tissue_mm2: float = 0.01
     min_hole_mm2: float = 0.05
     min_pen_mm2: float = 0.005
     pen_width_um: float = 24.0
