@@ -45,7 +45,7 @@ def make_file() -> Callable[..., FeatureFile]:
         rng = np.random.default_rng(seed)
         return FeatureFile(
             features=rng.standard_normal((rows, dim), dtype=np.float32).astype(dtype),
-            coords=rng.integers(0, 46000, (rows, 2)),
+            coords=rng.integers(0, 32000, (rows, 2)),
             tissue_fraction=rng.random(rows, dtype=np.float32),
             tile_status=np.zeros(rows, np.uint8),
             meta=replace(META, **meta),

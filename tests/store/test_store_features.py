@@ -65,7 +65,7 @@ def test_the_layout_is_the_contract(tmp_path: Path, make_file) -> None:
             *("encoding-type", "encoding-version", "wsipipe_version", "slide_id"),
             *("slide_fingerprint", "encoder", "encoder_revision", "pooling", "mpp"),
             *("mpp_effective", "tile_px", "level0_mpp", "mpp_source", "overlap", "precision"),
-            *("identity", "identity_json", "created_utc"),
+            *("identity", "identity_json", "created_utc", "content_sha256"),
         }
         text = h5.attrs["identity_json"]
         assert h5.attrs["identity"] == hashlib.sha256(text.encode()).hexdigest()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsipipe.errors import ConfigError
 from wsipipe.store._owner import Owner
 from wsipipe.store.events import plain
-from wsipipe.store.records import Records
+from wsipipe.store.records import Records, SlideRecord
 from wsipipe.store.tables import SlideRow, count_statuses, fold
 
 __all__ = ["RunStatus", "run_status"]
@@ -67,15 +68,15 @@ class RunStatus:
                 "encoders": self.by_encoder(),
                 "running": self.running,
                 "failures": self.failures,
-                "slides": [asdict(row) for row in self.rows],
+                "slides": [vars(row) for row in self.rows],
             }
         )
         return content
 
 
-def _running(out: Path) -> list[dict[str, Any]]:
+def _running(records: Iterable[SlideRecord]) -> list[dict[str, Any]]:
     found = []
-    for record in Records(out).all():
+    for record in records:
         last = record.attempts[-1] if record.attempts else None
         if last is None or last["state"] != "running":
             continue
@@ -101,7 +102,8 @@ def run_status(out: str | Path) -> RunStatus:
     out = Path(out)
     if not out.is_dir():
         raise ConfigError(f"{out} is not a folder.", "Name the --out folder of an extract run.")
-    rows, failures = fold(out)
+    records = list(Records(out).all())
+    rows, failures = fold(out, records=records)
     if not rows and not (out / "run.yaml").exists():
         raise ConfigError(f"{out} holds no run.", "Name the --out folder of an extract run.")
-    return RunStatus(out, rows, failures, _running(out))
+    return RunStatus(out, rows, failures, _running(records))

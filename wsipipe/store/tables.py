@@ -119,6 +119,7 @@ def fold(
     out: str | Path,
     expected: Iterable[tuple[str, str]] = (),
     encoders: Sequence[str] = (),
+    records: Iterable[SlideRecord] | None = None,
 ) -> tuple[list[SlideRow], list[dict[str, str]]]:
     """The state of a run, from its files.
 
@@ -127,6 +128,7 @@ def fold(
         expected: (slide_id, path) of slides that belong to it; those without files are pending.
             Slides that the present `slides.csv` lists belong to it, too.
         encoders: Folder names below `features/` that each slide is expected in.
+        records: All records of the run, where they have been read already.
 
     Returns:
         Rows sorted by slide and encoder, and the lines of `failures.csv`.
@@ -142,7 +144,7 @@ def fold(
         wanted_encoders.setdefault(slide_id, []).append(encoder)
     rows: dict[tuple[str, str], SlideRow] = {}
     failures: dict[tuple[str, str], dict[str, str]] = {}
-    for record in Records(out).all():
+    for record in Records(out).all() if records is None else records:
         for encoder in {*record.results, *wanted_encoders.get(record.slide_id, ())}:
             result = record.results.get(encoder)
             key = (record.slide_id, encoder)

@@ -189,7 +189,7 @@ def foreign_file(
     if values.ndim != 2 or len(values) != len(coords):
         raise ConfigError(f"{slide_id}: features {features.shape} do not fit {len(coords)} coords.")
     coords = np.ascontiguousarray(coords, np.int64)
-    failed: NDArray[np.uint8] = np.isnan(values).all(axis=1).astype(np.uint8)
+    failed = np.asarray(np.isnan(values).all(axis=1), np.uint8)
     if not values.shape[1]:
         failed[:] = 0
     meta = FeatureMeta(

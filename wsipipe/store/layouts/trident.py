@@ -128,6 +128,13 @@ def _read_one(
         facts = SlideFacts(
             facts.mpp, facts.mpp_source, recorded.width, recorded.height, facts.fingerprint
         )
+    magnification = float(known.get("level0_magnification") or 0)
+    if magnification and not 0.6 < facts.mpp * magnification / 10 < 1.7:
+        raise ConfigError(
+            f"{path.stem}: {facts.mpp:g} µm a pixel does not fit the {magnification:g}x that the "
+            "file records.",
+            "Correct the mpp that was given; 40x is about 0.25, 20x about 0.5.",
+        )
     return foreign_file(
         source="trident",
         slide_id=path.stem,
