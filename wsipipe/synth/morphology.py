@@ -45,7 +45,8 @@ class Bank:
 @functools.lru_cache(maxsize=4)
 def texture_bank(mpp: float, number: int) -> Bank:
     """Draw the textures of one resolution; `number` (0 to `BANKS` - 1) picks among variants."""
-    period = 2048 if mpp <= 0.6 else 1024 if mpp <= 1.3 else 512
+    # About 1 mm, and never so many nuclei that drawing them takes long.
+    period = next((p for p in (2048, 1024, 512, 256) if p * mpp <= 1320), 128)
     return _Draw(np.random.default_rng((number, round(mpp * 1e6))), mpp, period).bank()
 
 

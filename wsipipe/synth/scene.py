@@ -121,6 +121,7 @@ def draw_scene(
 
     # Correlation lengths are capped in proportion for slides below about 4 mm.
     tissue = _pieces(rng, shape, width / height, pieces) + 0.13 * wave(900) + 0.035 * wave(220)
+    tissue = np.minimum(tissue, _rim(shape))
     kinds = np.full((len(CLASSES), *shape), -9.0, np.float32)
     kinds[0] = 0.25 * wave(500)
     kinds[1] = 0.25 + 0.6 * wave(700)
@@ -159,6 +160,13 @@ def _pieces(rng: np.random.Generator, shape: tuple[int, int], aspect: float, pie
     return field
 
 
+def _rim(shape: tuple[int, int]) -> Field:
+    """Negative near the border of the slide: tissue is cut off by no edge."""
+    rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) / n for n in shape)
+    nearest = np.minimum(rows[:, None], columns[None, :])
+    return ((nearest - 0.03) * 8).astype(np.float32)
+
+
 def _tumour(blob: Field, tissue: Field, kinds: Field, fraction: float) -> Field:
     """Score of tumour so that it wins on exactly `fraction` of the tissue's samples."""
     inside = tissue > 0
@@ -190,10 +198,10 @@ def _artefact(name: str, rng: np.random.Generator, tissue: Field, sample_um: flo
         line = np.minimum(1 - np.abs(bent) / half, (0.30 * extent - np.abs(along)) / half)
         return np.asarray(np.minimum(line, tissue * 20), np.float32)
     # A pen stroke: a loose ring around a piece's middle, half on tissue and half beside it.
-    half = max(110.0 / sample_um, 0.014 * extent)
+    half = max(min(300.0 / sample_um, 0.022 * extent), 1.5)
     radius = extent * rng.uniform(0.20, 0.30)
     turn = np.arctan2(across, along)
     wobble = 1 + 0.12 * np.sin(2 * turn + angle) + 0.05 * np.sin(5 * turn)
     ring = np.abs(np.hypot(along / 1.25, across) - radius * wobble)
-    gap = np.where(np.abs(turn) < 0.5, 9.0, 0.0)
-    return np.asarray(1 - ring / half - gap, np.float32)
+    opening = (np.abs(turn) - 0.5) * radius / half
+    return np.asarray(np.minimum(1 - ring / half, opening), np.float32)

@@ -264,7 +264,7 @@ def _encoder(codec: str, quality: int) -> Callable[[Pixels], bytes]:
         # `level` is the peak signal-to-noise ratio in dB; 40 looks like quality 90.
         return lambda tile: bytes(
             imagecodecs.jpeg2k_encode(
-                tile, level=20 + quality // 4, codecformat="j2k", colorspace="rgb", mct=False
+                tile, level=20 + quality // 4, codecformat="j2k", colorspace="SRGB", mct=True
             )
         )
     if codec == "lzw":
