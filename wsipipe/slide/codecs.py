@@ -60,16 +60,23 @@ class BlockFormat:
 
 
 def decode_block(
-    data: bytes, form: BlockFormat, size: tuple[int, int], out: TileArray | None = None
+    data: bytes,
+    form: BlockFormat,
+    size: tuple[int, int],
+    out: TileArray | None = None,
+    least: tuple[int, int] | None = None,
 ) -> TileArray:
     """Decode one block to the samples it holds.
 
     Args:
         size: Expected (width, height).
         out: (height, width, samples) uint8, C-contiguous, to decode into where the codec can.
+        least: (width, height) that must be there; some writers crop the blocks at a level's
+            edge to what lies inside. Default: all of `size`.
 
     Returns:
-        (height, width, samples) uint8; RGB where the format holds a colour transform.
+        (h, w, samples) uint8, between `least` and `size`; RGB where the format holds a colour
+        transform.
 
     Raises:
         CodecError: The block is damaged, or its size is another.
@@ -78,13 +85,13 @@ def decode_block(
     if out is None or out.shape != (height, width, form.samples):
         out = np.empty((height, width, form.samples), np.uint8)
     if form.compression == JPEG:
-        return _jpeg(data, form, out)
+        return _jpeg(data, form, out, least or size)
     if form.compression in WAVELET:
         return _jpeg2000(data, form, out)
     return _plain(data, form, out)
 
 
-def _jpeg(data: bytes, form: BlockFormat, out: TileArray) -> TileArray:
+def _jpeg(data: bytes, form: BlockFormat, out: TileArray, least: tuple[int, int]) -> TileArray:
     import imagecodecs
 
     # libjpeg fills a stream that ends too early with grey and calls it a warning.
@@ -96,6 +103,11 @@ def _jpeg(data: bytes, form: BlockFormat, out: TileArray) -> TileArray:
         # Aperio stores RGB without saying so in the stream: the TIFF's word is what counts.
         colour, wanted = ("YCBCR" if form.photometric == YCBCR else "RGB"), "RGB"
     target = out[..., 0] if form.samples == 1 else out
+    if least != (out.shape[1], out.shape[0]):
+        width, height = _jpeg_size(data)
+        if least[0] <= width <= out.shape[1] and least[1] <= height <= out.shape[0]:
+            out = np.empty((height, width, form.samples), np.uint8)
+            target = out[..., 0] if form.samples == 1 else out
     try:
         imagecodecs.jpeg8_decode(
             data, tables=form.tables, colorspace=colour, outcolorspace=wanted, out=target
@@ -103,6 +115,23 @@ def _jpeg(data: bytes, form: BlockFormat, out: TileArray) -> TileArray:
     except _ERRORS as error:
         raise CodecError(f"damaged JPEG data ({error})") from error
     return out
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in the frame header (ITU T.81, B.2.2); (0, 0) where there is none."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return (
+                int.from_bytes(data[at + 7 : at + 9], "big"),
+                int.from_bytes(data[at + 5 : at + 7], "big"),
+            )
+        if marker == 0xFF:  # fill byte
+            at += 1
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0
 
 
 def _jpeg2000(data: bytes, form: BlockFormat, out: TileArray) -> TileArray:

@@ -64,22 +64,20 @@ class DicomHeader:
         return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else ""
 
     def number(self, tag: Tag, default: int | None = None) -> int | None:
-        """An integer element (US, UL, or IS text)."""
+        """A binary integer element (US, UL, SL)."""
         return as_number(self.elements.get(tag), default)
+
+    def decimal(self, tag: Tag, default: int) -> int:
+        """An integer written as text (IS)."""
+        text = self.text(tag)
+        return int(text) if text.isdigit() and len(text) < 10 else default
 
 
 def as_number(value: object, default: int | None = None) -> int | None:
-    """A binary or decimal integer element."""
-    if not isinstance(value, bytes):
-        return default
-    if len(value) == 2:
-        return int(struct.unpack("<H", value)[0])
-    if len(value) == 4 and not value.strip(b" \0").isdigit():
-        return int(struct.unpack("<I", value)[0])
-    try:
-        return int(value.strip(b" \0"))
-    except ValueError:
-        return default
+    """A binary integer element of two or four bytes."""
+    if isinstance(value, bytes) and len(value) in (2, 4):
+        return int.from_bytes(value, "little", signed=len(value) == 4)
+    return default
 
 
 def series_uid(path: Path) -> str | None:

@@ -56,14 +56,14 @@ def _choose(path: str | Path) -> _OwnReader:
     if where.is_dir():
         if where.suffix.lower() == ".zarr" or (where / ".zattrs").exists():
             return _insisted(path, "zarr")
-        return _dicom(path, _series_file(where))
+        return _dicom(_series_file(where))
     if where.suffix.lower() in _FLAT:
         return _insisted(path, "image")
     kind = refuse_rubbish(where)
     if kind == "tiff":
         return _tiff(where)
     if kind == "dicom":
-        return _dicom(path, where)
+        return _dicom(where)
     return _openslide(where, "the direct reader knows TIFF only")
 
 
@@ -95,9 +95,13 @@ def _insisted(path: str | Path, name: str) -> _OwnReader:
         except NotDirect as why:
             raise SlideOpenError(path, f"the direct reader does not read it: {why}") from why
     if name == "dicom":
+        from wsipipe.slide.dicom_index import NotDirectDicom
         from wsipipe.slide.dicom_reader import DicomReader
 
-        return DicomReader(where), "asked for", None
+        try:
+            return DicomReader(where), "asked for", None
+        except NotDirectDicom as other:
+            raise SlideOpenError(path, f"the DICOM reader does not read it: {other}") from other
     return _openslide(where, "asked for")
 
 
@@ -134,6 +138,12 @@ def _tiff(where: Path) -> _OwnReader:
     except NotDirect as why:
         return _openslide(where, str(why))
 
+    return reader, "", _second_opinion(where)
+
+
+def _second_opinion(where: Path) -> Callable[[], Reader | None]:
+    """Opens OpenSlide when a block first fails; None where it cannot."""
+
     def second() -> Reader | None:
         from wsipipe.slide.openslide_reader import OpenSlideReader
 
@@ -142,7 +152,7 @@ def _tiff(where: Path) -> _OwnReader:
         except SlideOpenError:
             return None
 
-    return reader, "", second
+    return second
 
 
 def _openslide(where: Path, reason: str) -> _OwnReader:
@@ -151,5 +161,12 @@ def _openslide(where: Path, reason: str) -> _OwnReader:
     return OpenSlideReader(where), reason, None
 
 
-def _dicom(path: str | Path, where: Path) -> _OwnReader:
-    return _openslide(where, "DICOM is read through OpenSlide")
+def _dicom(where: Path) -> _OwnReader:
+    from wsipipe.slide.dicom_index import NotDirectDicom
+    from wsipipe.slide.dicom_reader import DicomReader
+
+    try:
+        reader = DicomReader(where)
+    except NotDirectDicom as why:
+        return _openslide(where, str(why))
+    return reader, "", _second_opinion(where)

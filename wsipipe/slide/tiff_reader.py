@@ -57,23 +57,33 @@ class TiffReader(Reader):
             if image.strips:
                 return self._read_strips(image, row)
             piece = row * image.columns + col
+            inside = (
+                min(image.block_w, image.width - col * image.block_w),
+                min(image.block_h, image.height - row * image.block_h),
+            )
             if image.planes > 1:
                 return self._read_planes(image, piece, image.block_h)
-            return self._read_piece(image, piece, image.block_h, out)
+            return self._read_piece(image, piece, image.block_h, out, inside)
         except (CodecError, TiffError, OSError) as error:
             raise ReadError(self._path, f"level {level}, block ({col}, {row}): {error}") from error
 
     def _read_piece(
-        self, image: TiffLevel, piece: int, height: int, out: TileArray | None = None
+        self,
+        image: TiffLevel,
+        piece: int,
+        height: int,
+        out: TileArray | None = None,
+        inside: tuple[int, int] | None = None,
     ) -> TileArray | None:
         count = int(image.counts[piece])
         if count == 0:
             return None
         data = self._file.read(int(image.offsets[piece]), count)
         form = image.form
-        if form.samples == 3:
-            return decode_block(data, form, (image.block_w, height), out)
-        return _to_rgb(decode_block(data, form, (image.block_w, height)), form)
+        if form.samples != 3:
+            out = None
+        pixels = decode_block(data, form, (image.block_w, height), out, inside)
+        return pixels if form.samples == 3 else _to_rgb(pixels, form)
 
     def _read_strips(self, image: TiffLevel, row: int) -> TileArray | None:
         top = row * image.block_h
