@@ -26,7 +26,7 @@ _PUBLIC = {
     "selftest": "wsipipe.mil.selftest",
 }
 
-__all__ = list(_PUBLIC)  # noqa: PLE0605
+__all__ = list(_PUBLIC)
 
 if TYPE_CHECKING:
     from wsipipe.mil.bags import Bag as Bag

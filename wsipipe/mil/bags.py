@@ -120,21 +120,12 @@ def inspect_bag(
     name = path.stem if slide_id is None else slide_id
     if path.suffix.lower() == ".npy":
         array = _load_npy(path)
-        shape = _two_axes(path, array.shape)
-        return BagFile(name, path, "npy", "", *shape, array.dtype.itemsize)
+        rows, dim = _two_axes(path, array.shape)
+        return BagFile(name, path, "npy", "", rows, dim, array.dtype.itemsize)
     if path.suffix.lower() in (".pt", ".pth"):
-        features, coords = _load_pt(path)
-        unit = None
-        return BagFile(
-            name,
-            path,
-            "pt",
-            "",
-            *features.shape,
-            features.dtype.itemsize,
-            unit=unit,
-            attrs={"has_coords": coords is not None},
-        )
+        features, _ = _load_pt(path)
+        rows, dim = features.shape
+        return BagFile(name, path, "pt", "", rows, dim, features.dtype.itemsize)
     with open_h5(path) as h5:
         return _inspect_h5(path, name, h5, key)
 
@@ -330,7 +321,7 @@ def read_coords(file: BagFile) -> NDArray[Any] | None:
     coords = coords.reshape(-1, coords.shape[-1])[:, :2]
     if len(coords) != file.rows:
         raise CorruptFileError(file.path, f"{file.rows} rows of features, {len(coords)} of coords.")
-    return coords  # type: ignore[no-any-return]
+    return np.asarray(coords)
 
 
 def blocks_of(n: int, take: int, block: int, rng: np.random.Generator) -> Iterator[slice]:

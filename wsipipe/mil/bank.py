@@ -112,8 +112,8 @@ class FeatureBank:
             rows = self._repacked(file) if self._needs_repacking(file) else open_rows(file)
             good = good_rows(file)
             if good is not None:
-                rows = rows[good]
                 self.dropped[slide_id] = int((~good).sum())
+                return rows[good]
             if self.tier != "mapped":
                 return rows
             self._mapped[slide_id] = rows
@@ -207,7 +207,7 @@ class FeatureBank:
             with publishing(target) as temporary:
                 header = _npy_header(rows)
                 temporary.write(header)
-                temporary.write(memoryview(rows).cast("B"))
+                temporary.write(rows.data.cast("B"))
         try:
             return np.load(target, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
         except (ValueError, OSError) as error:

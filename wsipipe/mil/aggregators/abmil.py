@@ -26,6 +26,7 @@ class AttentionScores(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
+        """(T, D) -> (T, K) raw scores."""
         a = self.drop(torch.tanh(self.V(h)))
         if self.U is not None:
             a = a * self.drop(torch.sigmoid(self.U(h)))
@@ -109,5 +110,6 @@ def stream_attention(model: Any, bag: Any, chunk: int) -> tuple[Tensor, Tensor]:
             scale = torch.exp(peak - new_peak)
             total, z = total * scale + weights.sum(dim=0), z * scale[:, None] + part
         peak = new_peak
-    assert z is not None and total is not None
+    assert z is not None
+    assert total is not None
     return (z / total[:, None])[None], torch.cat(scores)

@@ -1,4 +1,4 @@
-"""CLAM, single and multi branch (Lu et al., Nature Biomedical Engineering 2021; arXiv:2004.09666)."""
+"""CLAM, single and multi branch (Lu et al., Nature Biomed. Eng. 2021; arXiv:2004.09666)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class CLAM(Aggregator):
 
     For the bag's own class the `k_sample` most attended tiles count as positive and the least
     attended as negative evidence; with `subtyping` the most attended tiles are negatives for the
-    other classes (classes exclude each other). loss = bag_weight * bag + (1 - bag_weight) * instance.
+    other classes (classes exclude each other).
+    loss = bag_weight * bag + (1 - bag_weight) * instance.
 
     Args:
         multi_branch: One attention a class (CLAM-MB), else one for all (CLAM-SB).

@@ -44,7 +44,7 @@ class DTFD(Aggregator):
         super().__init__(in_dim, n_classes)
         if distill not in ("afs", "maxs", "maxmins") or groups < 1 or per_group < 1:
             raise ConfigError(
-                f"DTFD distils by afs, maxs or maxmins with groups, per_group >= 1, not {distill!r}."
+                f"DTFD distils by afs, maxs or maxmins with groups >= 1, not {distill!r}."
             )
         self.groups = groups
         self.distill = distill

@@ -12,7 +12,7 @@ __all__ = ["ILRA"]
 
 
 class GatedCrossAttention(nn.Module):
-    """Queries read from keys; residual, norm, feed-forward, norm, and a SiLU gate of the queries."""
+    """Queries read from keys; residual, norm, feed-forward, norm; a SiLU gate by the queries."""
 
     def __init__(self, query: int, key: int, dim: int, heads: int, *, gate: bool) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ __all__ = ["RRT"]
 
 
 class RegionAttention(nn.Module):
-    """Self-attention in each of (R, n, dim); `kernel` > 0 adds a convolution of the logits (EPEG)."""
+    """Self-attention in each of (R, n, dim); `kernel` > 0 convolves the logits too (EPEG)."""
 
     def __init__(self, dim: int, heads: int, kernel: int) -> None:
         super().__init__()

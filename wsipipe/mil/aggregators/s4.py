@@ -1,4 +1,4 @@
-"""S4MIL: a diagonal state-space layer over the tiles (Fillioux et al., MICCAI 2023; arXiv:2306.15789)."""
+"""S4MIL: a diagonal state-space layer (Fillioux et al., MICCAI 2023; arXiv:2306.15789)."""
 
 from __future__ import annotations
 

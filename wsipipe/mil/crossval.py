@@ -1,0 +1,327 @@
+"""`wsipipe train`: audited cross-validation from feature files and labels to figures.
+
+The order is fixed. Labels and features are checked; folds are laid and audited; every choice (when
+to stop, which grid point, thresholds, calibration) is made on inner splits of the training part, by
+models that hold no test label; the models are saved; only then are the test folds read, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsipipe.errors import ConfigError, MissingExtraError
+from wsipipe.mil.bags import find_bags
+from wsipipe.mil.bank import FeatureBank, check_settings
+from wsipipe.mil.cohort import Cohort, join_cohort, read_table
+from wsipipe.mil.fold_training import FoldTrainer
+from wsipipe.mil.leaks import find_duplicates, refuse_duplicates, scan_label_columns
+from wsipipe.mil.results import write_results
+from wsipipe.mil.settings import TrainSettings
+from wsipipe.mil.split_files import read_splits, splits_csv
+from wsipipe.mil.splits import Fold, check_folds, make_folds, splits_digest
+from wsipipe.mil.targets import make_targets
+
+__all__ = ["Plan", "TrainResult", "train"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before training starts.
+
+    Attributes:
+        features: What the feature files agree in.
+        notes: What the user should know.
+        identity: sha256 of everything that changes the models.
+    """
+
+    cohort: Cohort
+    folds: tuple[Fold, ...]
+    settings: TrainSettings
+    features: dict[str, Any]
+    notes: tuple[str, ...]
+    identity: str
+    keep_sites_apart: bool
+    slides_together: bool
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind.
+
+    Attributes:
+        out: Its folder.
+        metrics: Content of `metrics.json`.
+        failed: Folds that could not be trained, with the reason.
+    """
+
+    out: Path
+    metrics: dict[str, Any]
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+def train(
+    features: str | Path,
+    labels: str | Path,
+    *,
+    target: str | Sequence[str] = (),
+    time: str | None = None,
+    event: str | None = None,
+    task: str = "auto",
+    aggregator: str = "abmil",
+    folds: int = 5,
+    repeats: int = 1,
+    splits: str | Path | None = None,
+    monte_carlo: float = 0.0,
+    site_preserved: bool = False,
+    slides_together: bool = False,
+    standardize: bool = False,
+    seed: int = 0,
+    out: str | Path = "wsipipe-mil",
+    device: str = "auto",
+    feature_key: str | None = None,
+    strict: bool = False,
+    recompute: bool = False,
+    permutation_run: bool = False,
+    settings: TrainSettings | None = None,
+    say: Say | None = None,
+) -> TrainResult:
+    """Train and evaluate by cross-validation. See `wsipipe train --help`.
+
+    Args:
+        features: Folder of feature files.
+        labels: .csv with `slide_id`; optional `patient_id`, `site`.
+        target: Column(s) to predict; or `time` and `event` for survival.
+        splits: Given folds (file or CLAM folder) instead of drawn ones.
+        monte_carlo: Share tested in each of `folds` random draws instead of k folds.
+        site_preserved: No site on both sides of a fold.
+        slides_together: One bag a patient instead of one a slide.
+        recompute: Replace an earlier run of other settings.
+        permutation_run: Train once more with shuffled labels: the figures must be chance.
+        settings: How to train; `aggregator`, `standardize` and `seed` here win over it.
+        say: Receives progress, a sentence at a time.
+
+    Raises:
+        ConfigError: Anything wrong with labels, features or folds; nothing was trained.
+        MissingExtraError: The packages of the extra `mil` are not installed.
+    """
+    _need_packages()
+    say = say or (lambda _text: None)
+    base = settings or TrainSettings()
+    chosen = TrainSettings(
+        **{
+            **base.describe(),
+            "aggregator": aggregator,
+            "standardize": standardize or base.standardize,
+            "seed": seed,
+        }
+    )
+    names = [target] if isinstance(target, str) else list(target)
+    rows = read_table(labels)
+    targets = make_targets(
+        rows, names, task=task, time=time, event=event, survival_loss=chosen.survival_loss
+    )
+    files = find_bags(features, key=feature_key)
+    cohort = join_cohort(rows, files, targets, strict=strict, labels_name=str(labels))
+    common = check_settings(cohort.files.values())
+    laid = _lay_folds(cohort, folds, repeats, splits, monte_carlo, site_preserved, seed)
+    notes = [*cohort.notes, *_about_files(cohort)]
+    notes += check_folds(
+        laid,
+        cohort.patient_list,
+        cohort.patient_y()[:, 0],
+        targets[0],
+        cohort.patient_sites() if site_preserved else None,
+    )
+    place = _device(device)
+    out = Path(out)
+    bank = FeatureBank(cohort.files, device=place, cache=out / "cache")
+    _audit(cohort, bank, laid)
+    plan = Plan(
+        cohort,
+        tuple(laid),
+        chosen,
+        common,
+        tuple(notes),
+        _identity(cohort, laid, chosen, common, slides_together),
+        site_preserved,
+        slides_together,
+    )
+    for note in notes:
+        say(note)
+    _claim(out, plan, recompute)
+    trainer = FoldTrainer(plan, bank, out, place, say)
+    trained, failed = trainer.run()
+    permuted = trainer.permuted() if permutation_run else None
+    metrics = write_results(plan, trainer, trained, out, failed, permuted, say)
+    return TrainResult(out, metrics, tuple(failed))
+
+
+def _need_packages() -> None:
+    import importlib.util
+
+    wanted = {"sklearn": "scikit-learn", "lifelines": "lifelines", "sksurv": "scikit-survival"}
+    lacking = [p for m, p in wanted.items() if importlib.util.find_spec(m) is None]
+    if lacking:
+        raise MissingExtraError("mil", "wsipipe train", lacking)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no GPU is usable here.", "Use --device cpu.")
+    return device
+
+
+def _lay_folds(
+    cohort: Cohort,
+    folds: int,
+    repeats: int,
+    splits: str | Path | None,
+    monte_carlo: float,
+    site_preserved: bool,
+    seed: int,
+) -> list[Fold]:
+    if site_preserved and cohort.sites is None:
+        raise ConfigError("--site-preserved needs a column 'site' in the labels.")
+    if splits is None:
+        return make_folds(
+            cohort.patient_list,
+            cohort.patient_y()[:, 0],
+            cohort.targets[0],
+            folds=folds,
+            repeats=repeats,
+            seed=seed,
+            sites=cohort.patient_sites() if site_preserved else None,
+            monte_carlo=monte_carlo,
+        )
+    patient_of = dict(zip(cohort.slide_ids, cohort.patients, strict=True))
+    given = read_splits(splits, patient_of)
+    placed = {p for f in given for p in (*f.train, *f.val, *f.test)}
+    if not placed:
+        raise ConfigError(f"{splits}: none of its slides or patients is in the labels.")
+    return given
+
+
+def _about_files(cohort: Cohort) -> list[str]:
+    notes = []
+    silent = [s for s, f in cohort.files.items() if not f.settings]
+    if silent:
+        notes.append(
+            f"{len(silent)} of {len(cohort.files)} feature files do not say their encoder, mpp and "
+            "tile size; that they agree is taken on trust."
+        )
+    return notes
+
+
+def _audit(cohort: Cohort, bank: FeatureBank, folds: Sequence[Fold]) -> None:
+    """NaN, copies on both sides, columns that are the label: refused before training."""
+    bad = bank.check()
+    if bad:
+        raise ConfigError(
+            f"{len(bad)} feature file(s) hold NaN or infinite values: {', '.join(bad[:5])}.",
+            "Extract them again, or leave the slides out of the labels.",
+        )
+    gone = [s for s in cohort.slide_ids if bank.rows(s) == 0]
+    if gone:
+        raise ConfigError(f"No readable tile in: {', '.join(gone[:5])}.", "Leave them out.")
+    patient_of = dict(zip(cohort.slide_ids, cohort.patients, strict=True))
+    refuse_duplicates(find_duplicates(cohort.files), patient_of, folds)
+    for t, target in enumerate(cohort.targets):
+        if target.task != "classification":
+            continue
+        labels = np.nan_to_num(cohort.y[:, t, 0], nan=-1).astype(np.int64)
+        leaks = scan_label_columns(bank, cohort.slide_ids, labels)
+        if leaks:
+            raise ConfigError(
+                f"Feature column(s) {', '.join(str(x.column) for x in leaks[:5])} are constant "
+                f"within bags and say the label of '{target.name}' "
+                f"({leaks[0].agreement:.1%} of bags): the label has leaked into the features.",
+                "Remove the column(s); any figure from these files would be worthless.",
+            )
+
+
+def _identity(
+    cohort: Cohort,
+    folds: Sequence[Fold],
+    settings: TrainSettings,
+    common: dict[str, Any],
+    slides_together: bool,
+) -> str:
+    labels = sorted(
+        (s, p, np.nan_to_num(y, nan=-1e9).tolist())
+        for s, p, y in zip(cohort.slide_ids, cohort.patients, cohort.y, strict=True)
+    )
+    content = {
+        s: [f.attrs.get("identity"), f.rows, f.dim, f.path.stat().st_size]
+        for s, f in sorted(cohort.files.items())
+    }
+    said = {
+        "algorithm": 1,
+        "labels": labels,
+        "features": content,
+        "common": common,
+        "targets": [t.describe() for t in cohort.targets],
+        "splits": splits_digest(folds),
+        "settings": settings.describe(),
+        "slides_together": slides_together,
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _claim(out: Path, plan: Plan, recompute: bool) -> None:
+    """Make the folder this run's own: the same run goes on, another is refused."""
+    from wsipipe.store.publish import make_folder, publish_text
+
+    make_folder(out)
+    record = out / "run.json"
+    said = {
+        "identity": plan.identity,
+        "settings": plan.settings.describe(),
+        "splits_sha256": splits_digest(plan.folds),
+        "targets": [t.describe() for t in plan.cohort.targets],
+        "features": plan.features,
+        "slides": len(plan.cohort.slide_ids),
+    }
+    if record.is_file() and not recompute:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        if before.get("identity") != plan.identity:
+            differing = [k for k in said if before.get(k) != said[k] and k != "identity"]
+            inner = [
+                f"settings.{k}"
+                for k, v in said["settings"].items()  # type: ignore[attr-defined]
+                if before.get("settings", {}).get(k) != v
+            ]
+            named = [d for d in differing if d != "settings"] + inner or ["labels or features"]
+            raise ConfigError(
+                f"{out} holds a run of other {', '.join(named)}.",
+                "Use another --out, or --recompute to replace it.",
+            )
+    if recompute and record.is_file():
+        _remove_models(out)
+    publish_text(record, json.dumps(said, indent=1, sort_keys=True, default=str) + "\n")
+    slides_of: dict[str, list[str]] = defaultdict(list)
+    for slide, patient in zip(plan.cohort.slide_ids, plan.cohort.patients, strict=True):
+        slides_of[patient].append(slide)
+    publish_text(out / "splits.csv", splits_csv(plan.folds, slides_of))
+
+
+def _remove_models(out: Path) -> None:
+    """Only files that a run makes, by name."""
+    for path in [*out.glob("models/fold-*/model.*"), *out.glob("cache/progress-*.pt")]:
+        path.unlink()

@@ -1,0 +1,412 @@
+"""Train many models from one stream of bags.
+
+All runs (folds, inner splits, seeds, grid points) walk the same order of bags; each takes the bags
+of its own training part. So a bag is read once an epoch however many models learn from it. A run
+gives the same numbers alone or among others: its random state is its own, and it holds the labels
+of its own training and validation bags only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsipipe.mil.bank import FeatureBank
+from wsipipe.mil.base import Aggregator
+from wsipipe.mil.losses import Criterion, total_loss
+from wsipipe.mil.packing import pack
+from wsipipe.mil.settings import TrainSettings
+
+__all__ = ["BagSet", "Run", "fit_runs", "predict_logits"]
+
+
+@dataclass(frozen=True)
+class BagSet:
+    """The bags of a cohort: one a slide, or one a patient with the tiles of all its slides.
+
+    Attributes:
+        bank: Features by slide.
+        members: Slides of each bag.
+    """
+
+    bank: FeatureBank
+    members: tuple[tuple[str, ...], ...]
+
+    def get(self, index: int) -> Tensor:
+        """(N, D) as stored."""
+        parts = [self.bank.get(s) for s in self.members[index]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def draw(self, index: int, tiles: int, rng: np.random.Generator) -> Tensor:
+        """At most `tiles` tiles of the bag, shared among its slides; all where `tiles` is 0."""
+        if not tiles:
+            return self.get(index)
+        members = self.members[index]
+        total = sum(self.bank.rows(s) for s in members)
+        if total <= tiles:
+            return self.get(index)
+        share = [max(1, round(tiles * self.bank.rows(s) / total)) for s in members]
+        parts = [self.bank.sample(s, n, rng) for s, n in zip(members, share, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass
+class Run:
+    """One model in training.
+
+    Attributes:
+        key: Its name within the call, for instance "fold-0/inner-1".
+        train, val: Indices of bags.
+        y: (B, T, 2) float32 labels; NaN for every bag outside `train` and `val`.
+        norm: Mean and spread (D,) of the training part, or None.
+        log: One dictionary an epoch.
+    """
+
+    key: str
+    model: Aggregator
+    criteria: tuple[Criterion, ...]
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    y: Tensor
+    settings: TrainSettings
+    seed: int
+    norm: tuple[Tensor, Tensor] | None = None
+    log: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    epoch: int = 0
+    done: bool = False
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: Any = None
+    rng: Tensor | None = None
+    batch: int = 1
+
+    def prepare(self, device: torch.device) -> None:
+        """Make optimiser and schedule; the model moves to the device."""
+        s = self.settings
+        self.model.to(device)
+        if self.norm is not None:
+            self.norm = (self.norm[0].to(device), self.norm[1].to(device))
+        self.batch = s.batch_bags or min(16, max(1, len(self.train) // 32))
+        steps = max(1, s.epochs * math.ceil(len(self.train) / self.batch))
+        warm = max(1, int(s.warmup * steps))
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        generator = torch.Generator().manual_seed(self.seed)
+        self.rng = generator.get_state()
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Features as the model takes them."""
+        if self.norm is None:
+            return x
+        return (x.float() - self.norm[0]) / self.norm[1]
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on: tensors and plain values only."""
+        assert self.optimizer is not None
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict()["last_epoch"],
+            "best": self.best,
+            "rng": self.rng,
+            "numbers": [self.best_loss, self.best_epoch, self.epoch, self.done],
+            "log": self.log,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`, after `prepare`."""
+        assert self.optimizer is not None
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.last_epoch = int(state["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * rate(self.scheduler.last_epoch)
+        self.best, self.rng, self.log = state["best"], state["rng"], list(state["log"])
+        loss, best, epoch, done = state["numbers"]
+        self.best_loss, self.best_epoch = float(loss), int(best)
+        self.epoch, self.done = int(epoch), bool(done)
+
+
+@contextmanager
+def _own_random(run: Run) -> Iterator[None]:
+    """The run's random state around a step, the caller's restored after."""
+    outside = torch.get_rng_state()
+    if run.rng is not None:
+        torch.set_rng_state(run.rng)
+    try:
+        yield
+    finally:
+        run.rng = torch.get_rng_state()
+        torch.set_rng_state(outside)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast, or nothing."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def resolve_precision(asked: str, device: torch.device, mean_tiles: float) -> str:
+    """ "auto": bf16 where the hardware multiplies it fast and bags are long enough to gain."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    tile = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return "bf16" if tile is not None and tile() and mean_tiles >= 256 else "fp32"
+
+
+def fit_runs(
+    runs: Sequence[Run],
+    bags: BagSet,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    order_seed: int = 0,
+    on_epoch: Callable[[int, Sequence[Run]], None] | None = None,
+) -> None:
+    """Train all runs to their end; each keeps the weights of its best inner validation loss.
+
+    Args:
+        runs: Prepared; possibly restored from an earlier state.
+        on_epoch: Called after each epoch with its number: progress, saving, stopping.
+    """
+    last = max((r.settings.epochs for r in runs), default=0)
+    for epoch in range(min((r.epoch for r in runs), default=0), last):
+        active = [r for r in runs if not r.done and r.epoch == epoch]
+        if not active:
+            continue
+        _train_epoch(active, bags, epoch, device, precision, order_seed)
+        _validate(active, bags, device, precision)
+        for run in active:
+            run.epoch += 1
+            _judge(run)
+        if on_epoch is not None:
+            on_epoch(epoch, runs)
+    for run in runs:
+        if run.best:
+            run.model.load_state_dict(run.best)
+        run.model.eval()
+
+
+def _judge(run: Run) -> None:
+    loss = run.log[-1]["val_loss"]
+    if not math.isfinite(loss) and len(run.val) == 0:
+        loss = -float(run.epoch)  # nothing to choose by: the last epoch it is
+    if loss < run.best_loss:
+        run.best_loss, run.best_epoch = loss, run.epoch - 1
+        run.best = {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
+    stalled = run.epoch - 1 - run.best_epoch >= run.settings.patience
+    run.done = run.epoch >= run.settings.epochs or stalled
+
+
+def _train_epoch(
+    runs: Sequence[Run],
+    bags: BagSet,
+    epoch: int,
+    device: torch.device,
+    precision: str,
+    order_seed: int,
+) -> None:
+    rng = np.random.default_rng([order_seed, epoch])
+    order = rng.permutation(len(bags.members))
+    takes = {r.key: _repeats(r, epoch) for r in runs}
+    waiting: dict[str, list[tuple[int, Tensor]]] = {r.key: [] for r in runs}
+    losses: dict[str, list[float]] = {r.key: [] for r in runs}
+    for index in order.tolist():
+        takers = [r for r in runs if takes[r.key][index]]
+        if not takers:
+            continue
+        drawn = {
+            tiles: bags.draw(index, tiles, np.random.default_rng([order_seed, epoch, index])).to(
+                device
+            )
+            for tiles in {r.settings.bag_tiles for r in takers}
+        }
+        for run in takers:
+            pending = waiting[run.key]
+            pending += [(index, drawn[run.settings.bag_tiles])] * int(takes[run.key][index])
+            if len(pending) >= run.batch:
+                losses[run.key].append(_step(run, pending, device, precision))
+                pending.clear()
+    for run in runs:
+        pending = waiting[run.key]
+        if pending:
+            losses[run.key].append(_step(run, pending, device, precision))
+        run.log.append({"train_loss": float(np.mean(losses[run.key]))})
+
+
+def _repeats(run: Run, epoch: int) -> NDArray[np.int64]:
+    """How often the run takes each bag this epoch."""
+    out = np.zeros(len(run.y), dtype=np.int64)
+    if run.settings.class_weights != "sampler" or run.criteria[0].target.task != "classification":
+        out[run.train] = 1
+        return out
+    first = run.y[torch.as_tensor(run.train), 0, 0].numpy()
+    known = ~np.isnan(first)
+    _, place, counts = np.unique(first[known], return_inverse=True, return_counts=True)
+    p = 1 / (counts[place] * len(counts))
+    rng = np.random.default_rng([run.seed, epoch])
+    np.add.at(out, rng.choice(run.train[known], size=len(run.train), p=p), 1)
+    return out
+
+
+def _packs(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Consecutive bags whose tiles fit into `limit`; a longer bag stands alone."""
+    out: list[list[int]] = []
+    used = limit + 1
+    for i, n in enumerate(sizes):
+        if used + n > limit:
+            out.append([])
+            used = 0
+        out[-1].append(i)
+        used += n
+    return out
+
+
+def _step(run: Run, batch: list[tuple[int, Tensor]], device: torch.device, precision: str) -> float:
+    assert run.optimizer is not None
+    run.model.train()
+    labels = run.y[torch.tensor([i for i, _ in batch])].to(device)
+    with _own_random(run):
+        inputs = [_thin(x, run.settings.instance_dropout) for _, x in batch]
+        packs = _packs([len(x) for x in inputs], run.settings.pack_tiles)
+        run.optimizer.zero_grad(set_to_none=True)
+        joint = any(c.target.loss == "cox" for c in run.criteria)
+        if joint and len(packs) > 1:
+            loss = _joint_backward(run, inputs, packs, labels, device, precision)
+        else:
+            loss = 0.0
+            for part in packs:
+                value = _loss(run, [inputs[i] for i in part], labels[part], device, precision)
+                if value is not None:
+                    share = value * (len(part) / len(batch))
+                    share.backward()  # type: ignore[no-untyped-call]
+                    loss += share.item()
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 5.0)
+        run.optimizer.step()
+        run.scheduler.step()
+    return loss
+
+
+def _thin(x: Tensor, share: float) -> Tensor:
+    if share <= 0 or len(x) < 2:
+        return x
+    keep = max(1, round(len(x) * (1 - share)))
+    return x[torch.randperm(len(x))[:keep].sort().values.to(x.device)]
+
+
+def _loss(
+    run: Run, inputs: Sequence[Tensor], labels: Tensor, device: torch.device, precision: str
+) -> Tensor | None:
+    x, segments = pack([run.normalise(v) for v in inputs])
+    with autocast(device, precision):
+        out = run.model.forward_packed(run.model.cast(x), segments)
+    loss = total_loss(out, labels, run.criteria, run.model.bag_weight)
+    if len(run.criteria) == 1 and run.criteria[0].target.task == "classification":
+        classes = torch.nan_to_num(labels[:, 0, 0], nan=-1.0).long()
+        extra = run.model.instance_loss(out, classes, segments)
+        if extra is not None:
+            loss = extra if loss is None else loss + extra
+    return loss
+
+
+def _joint_backward(
+    run: Run,
+    inputs: Sequence[Tensor],
+    packs: list[list[int]],
+    labels: Tensor,
+    device: torch.device,
+    precision: str,
+) -> float:
+    """Gradients of a loss that couples bags (Cox: the risk set) without holding all their graphs.
+
+    Logits first, without graph; the loss's gradient by logits; then pack by pack again, with the
+    same random numbers, multiplied by that gradient. Equal to one large pack.
+    """
+    states, parts = [], []
+    for part in packs:
+        states.append(torch.get_rng_state())
+        x, segments = pack([run.normalise(inputs[i]) for i in part])
+        with torch.no_grad(), autocast(device, precision):
+            parts.append(run.model.forward_packed(run.model.cast(x), segments).logits)
+    after = torch.get_rng_state()
+    logits = torch.cat(parts).requires_grad_()
+    terms = [c(logits, labels[:, t]) for t, c in enumerate(run.criteria)]
+    known = [t for t in terms if t is not None]
+    if not known:
+        return 0.0
+    loss = torch.stack(known).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    done = 0
+    for part, state in zip(packs, states, strict=True):
+        torch.set_rng_state(state)
+        x, segments = pack([run.normalise(inputs[i]) for i in part])
+        with autocast(device, precision):
+            out = run.model.forward_packed(run.model.cast(x), segments)
+        out.logits.backward(logits.grad[done : done + len(part)])  # type: ignore[no-untyped-call]
+        done += len(part)
+    torch.set_rng_state(after)
+    return loss.item()
+
+
+@torch.no_grad()
+def _validate(runs: Sequence[Run], bags: BagSet, device: torch.device, precision: str) -> None:
+    logits: dict[str, dict[int, Tensor]] = {r.key: {} for r in runs}
+    for index in sorted({int(i) for r in runs for i in r.val}):
+        x = bags.get(index).to(device)
+        for run in runs:
+            if index in run.val:
+                logits[run.key][index] = _predict_one(run, x, device, precision)
+    for run in runs:
+        loss = math.nan
+        if len(run.val):
+            z = torch.cat([logits[run.key][int(i)] for i in run.val])
+            y = run.y[torch.as_tensor(run.val)].to(device)
+            terms = [c(z, y[:, t]) for t, c in enumerate(run.criteria)]
+            known = [t for t in terms if t is not None]
+            loss = float(torch.stack(known).sum()) if known else math.nan
+        run.log[-1]["val_loss"] = loss
+
+
+def _predict_one(run: Run, x: Tensor, device: torch.device, precision: str) -> Tensor:
+    run.model.eval()
+    with autocast(device, precision):
+        return run.model.forward_bags([run.normalise(x)]).logits.float()
+
+
+@torch.no_grad()
+def predict_logits(
+    runs: Sequence[Run],
+    bags: BagSet,
+    indices: Sequence[int],
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+) -> NDArray[np.float64]:
+    """(runs, bags, columns) logits of the given bags; each bag is read once for all runs."""
+    out = []
+    for index in indices:
+        x = bags.get(int(index)).to(device)
+        out.append(torch.cat([_predict_one(r, x, device, precision) for r in runs]).cpu().numpy())
+    return np.array(out, dtype=np.float64).transpose(1, 0, 2)

@@ -1,0 +1,160 @@
+"""Losses by target, masked where a label is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsipipe.mil.base import MILOutput
+from wsipipe.mil.targets import Target
+
+__all__ = ["Criterion", "cox_loss", "fit_criterion", "nll_loss"]
+
+
+def cox_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
+    """Negative partial log-likelihood, Efron's correction for tied event times, mean over events.
+
+    Args:
+        risk, time, event: (B,) log hazard, follow-up, 1 = event.
+    """
+    order = torch.argsort(time, descending=True, stable=True)
+    risk, time, event = risk[order].float(), time[order], event[order]
+    if event.sum() == 0:
+        return risk.sum() * 0
+    top = risk.max().detach()
+    hazard = torch.exp(risk - top)
+    at_risk = torch.cumsum(hazard, dim=0)
+    total = risk.new_zeros(())
+    for t in torch.unique(time[event > 0]):
+        tied = (time == t) & (event > 0)
+        last = torch.nonzero(time == t).max()
+        d = int(tied.sum())
+        share = torch.arange(d, device=risk.device) / d
+        total = total + risk[tied].sum() - d * top
+        total = total - torch.log(at_risk[last] - share * hazard[tied].sum()).sum()
+    return -total / event.sum()
+
+
+def nll_loss(logits: Tensor, bin_index: Tensor, event: Tensor, alpha: float = 0.0) -> Tensor:
+    """Discrete-time likelihood (Zadeh and Schmid, TPAMI 2020), mean over patients.
+
+    h = sigmoid(logits), S = cumprod(1 - h). An event in bin b says log S_(b-1) + log h_b; censoring
+    in bin b says log S_b and is weighted 1 - alpha.
+
+    Args:
+        logits: (B, K).
+        bin_index: (B,) int64 bin of the follow-up time.
+    """
+    log_h, log_s = F.logsigmoid(logits), torch.cumsum(F.logsigmoid(-logits), dim=1)
+    before = torch.cat([torch.zeros_like(log_s[:, :1]), log_s[:, :-1]], dim=1)
+    pick = bin_index[:, None]
+    seen = (before.gather(1, pick) + log_h.gather(1, pick))[:, 0]
+    alive = log_s.gather(1, pick)[:, 0]
+    return -(event * seen + (1 - alpha) * (1 - event) * alive).mean()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The loss of one target, with what it learned from the training part.
+
+    Attributes:
+        start: First of the target's columns in the logits.
+        class_weights: (C,) or None.
+        centre, scale: Of regression values; logits are in these units.
+        edges: Inner edges of the time bins.
+    """
+
+    target: Target
+    start: int
+    class_weights: Tensor | None = None
+    centre: float = 0.0
+    scale: float = 1.0
+    edges: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def columns(self, logits: Tensor) -> Tensor:
+        """This target's columns of the logits."""
+        return logits[:, self.start : self.start + self.target.width]
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor | None:
+        """Mean loss of bags whose label is known, or None. (B, all columns), (B, 2)."""
+        known = ~torch.isnan(y[:, 0])
+        if not known.any():
+            return None
+        z, first, second = self.columns(logits)[known], y[known, 0], y[known, 1]
+        target = self.target
+        if target.task == "classification":
+            weights = None if self.class_weights is None else self.class_weights.to(z.device)
+            loss = F.cross_entropy(z, first.long(), reduction="none")
+            if weights is not None:
+                # Weighted sum over the number of bags, not over the weights: a batch of one class
+                # would otherwise undo its own weight.
+                loss = loss * weights[first.long()]
+            return loss.mean()
+        if target.task == "regression":
+            return F.smooth_l1_loss(z[:, 0], ((first - self.centre) / self.scale).to(z.dtype))
+        if target.loss == "cox":
+            return cox_loss(z[:, 0], first, second)
+        bins = torch.as_tensor(np.searchsorted(self.edges, first.cpu().numpy(), side="right"))
+        return nll_loss(z, bins.to(z.device), second.to(z.dtype))
+
+    def describe(self) -> dict[str, Any]:
+        """As it goes into `model.json`."""
+        return {
+            **self.target.describe(),
+            "start": self.start,
+            "centre": self.centre,
+            "scale": self.scale,
+            "edges": self.edges.tolist(),
+        }
+
+
+def fit_criterion(
+    target: Target, start: int, y: NDArray[np.float64], class_weights: str
+) -> Criterion:
+    """Learn class weights, scale or time bins from the labels (P, 2) of the training part."""
+    known = y[~np.isnan(y[:, 0])]
+    if target.task == "classification":
+        counts = np.bincount(known[:, 0].astype(int), minlength=len(target.classes))
+        weights = None
+        if class_weights == "balanced":
+            balanced = len(known) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+            weights = torch.tensor(np.where(counts > 0, balanced, 0.0), dtype=torch.float32)
+        return Criterion(target, start, weights)
+    if target.task == "regression":
+        scale = float(known[:, 0].std()) or 1.0
+        return Criterion(target, start, centre=float(known[:, 0].mean()), scale=scale)
+    if target.loss == "cox":
+        return Criterion(target, start)
+    events = known[known[:, 1] == 1, 0]
+    edges = np.quantile(events, np.linspace(0, 1, target.bins + 1)[1:-1])
+    return Criterion(target, start, edges=edges)
+
+
+def total_loss(
+    out: MILOutput, y: Tensor, criteria: tuple[Criterion, ...], bag_weight: float
+) -> Tensor | None:
+    """Bag loss, deep supervision and penalty together; None where no label is known.
+
+    Args:
+        y: (B, T, 2).
+    """
+    terms: list[Tensor] = []
+    for t, criterion in enumerate(criteria):
+        loss = criterion(out.logits, y[:, t])
+        if loss is not None:
+            terms.append(bag_weight * loss)
+        for deep in out.deep:
+            loss = criterion(deep.logits, y[deep.bag, t])
+            if loss is not None:
+                terms.append(deep.weight * loss)
+    if not terms:
+        return None
+    if out.penalty is not None:
+        terms.append(out.penalty)
+    return torch.stack(terms).sum()

@@ -1,0 +1,1 @@
+"""Figures and their intervals. Metrics take weights: a bootstrap is one matrix product."""
