@@ -135,8 +135,7 @@ def test_clam_patches_at_a_level_count_in_level_0_pixels(tmp_path: Path) -> None
         h5["coords"].attrs.update(
             patch_size=256, patch_level=1, downsample=np.array([4.0, 4.0]), level_dim=[250, 225]
         )
-    import_run(tmp_path, "clam", tmp_path / "out", Wanted(slide_mpp=0.25, encoder="uni_v1",
-                                                          tile_px=256))  # fmt: skip
+    import_run(tmp_path, "clam", tmp_path / "out", Wanted(slide_mpp=0.25, encoder="uni_v1"))
     bag = read_features(tmp_path / "out/features/uni_v1/s.h5")
     assert bag.coords_attrs["patch_size_level0"] == 1024
     assert bag.attrs["mpp"] == pytest.approx(1.0)

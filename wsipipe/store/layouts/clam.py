@@ -88,9 +88,9 @@ def read(folder: Path, wanted: Wanted) -> Iterator[tuple[str, FeatureFile]]:
         return
     for path in sorted(h5_files.glob("*.h5")):
         bag = read_features(path)
-        tile_px0, size = _footprint(folder, path.stem)
+        read_px, tile_px0, size = _footprint(folder, path.stem)
         facts = wanted.facts_of(path.stem, SlideFacts(0.0, "", *size))
-        tile_px = wanted.tile_px or round(tile_px0)
+        tile_px = wanted.tile_px or read_px
         yield (
             encoder,
             foreign_file(
@@ -108,8 +108,8 @@ def read(folder: Path, wanted: Wanted) -> Iterator[tuple[str, FeatureFile]]:
         )
 
 
-def _footprint(folder: Path, name: str) -> tuple[float, tuple[int, int]]:
-    """Edge of a patch in level-0 pixels, and the slide's size, from the patching step's file."""
+def _footprint(folder: Path, name: str) -> tuple[int, float, tuple[int, int]]:
+    """Edge of a patch as read and in level-0 pixels, and the slide's size: the patching's file."""
     for candidate in (folder / "patches", folder.parent / "patches"):
         path = candidate / f"{name}.h5"
         if not path.is_file():
@@ -124,7 +124,8 @@ def _footprint(folder: Path, name: str) -> tuple[float, tuple[int, int]]:
             scale = int(np.ravel(known.get("downsample", 1))[0])
             size = np.ravel(known["level_dim"]) if not int(known.get("patch_level", 0)) else ()
             width, height = (int(v) for v in size) if len(size) == 2 else (0, 0)
-            return float(known["patch_size"] * scale), (width, height)
+            read_px = int(known["patch_size"])
+            return read_px, float(read_px * scale), (width, height)
     raise ConfigError(
         f"{name}: no patches/{name}.h5 says how large a patch is.",
         f"Copy the folder patches/ of the patching step into {folder}.",
