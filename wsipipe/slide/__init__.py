@@ -6,12 +6,14 @@ from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.slide.files import fingerprint
 from wsipipe.slide.open import open_slide
 from wsipipe.slide.slide import ReadPlan, Slide, choose_level
+from wsipipe.slide.staging import Stage
 from wsipipe.slide.thumbnail import ThumbnailImage
 
 __all__ = [
     "ReadPlan",
     "Slide",
     "SlideEntry",
+    "Stage",
     "ThumbnailImage",
     "choose_level",
     "find_slides",

@@ -50,8 +50,8 @@ def open_slide(
 
 
 def _choose(path: str | Path) -> _OwnReader:
-    if is_url(path):
-        return _insisted(path, "tiffslide")
+    if isinstance(path, str) and is_url(path):
+        return _remote(path)
     where = _existing(path)
     if where.is_dir():
         if where.suffix.lower() == ".zarr" or (where / ".zattrs").exists():
@@ -72,8 +72,11 @@ def _insisted(path: str | Path, name: str) -> _OwnReader:
     if name == "tiffslide":
         from wsipipe.slide.tiffslide_reader import TiffSlideReader
 
-        reason = "a remote file is read through fsspec" if is_url(path) else "asked for"
-        return TiffSlideReader(path), reason, None
+        return TiffSlideReader(path), "asked for", None
+    if isinstance(path, str) and is_url(path):
+        if name == "tiff":
+            return _remote(path)
+        raise SlideOpenError(path, f"the reader {name!r} reads local files", "Copy it first.")
     where = _existing(path)
     if name == "zarr":
         from wsipipe.slide.zarr_reader import ZarrReader
@@ -103,6 +106,18 @@ def _insisted(path: str | Path, name: str) -> _OwnReader:
         except NotDirectDicom as other:
             raise SlideOpenError(path, f"the DICOM reader does not read it: {other}") from other
     return _openslide(where, "asked for")
+
+
+def _remote(url: str) -> _OwnReader:
+    """A TIFF by ranged requests; through tiffslide where the direct reader leaves it alone."""
+    from wsipipe.slide.tiff_index import NotDirect
+    from wsipipe.slide.tiff_reader import TiffReader
+    from wsipipe.slide.tiffslide_reader import TiffSlideReader
+
+    try:
+        return TiffReader(url), "remote, by ranged requests", None
+    except NotDirect as why:
+        return TiffSlideReader(url), str(why), None
 
 
 def _existing(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
 from wsipipe.slide.blocks import fill_region, repeat_edge
-from wsipipe.slide.files import fingerprint, slide_files
+from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
@@ -319,7 +319,9 @@ class Slide:
     # -- the file ---------------------------------------------------------------------------
 
     def files(self) -> list[Path]:
-        """Every file of the slide, sorted."""
+        """Every file of the slide, sorted; none for a URL."""
+        if is_url(self.path):
+            return []
         return slide_files(Path(self.path))
 
     def fingerprint(self) -> str:

@@ -13,12 +13,12 @@ import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ifd", "Tag", "TiffError", "TiffFile"]
+__all__ = ["Ifd", "LocalSource", "Source", "Tag", "TiffError", "TiffFile"]
 
 _TYPES: Final = {
     1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4x2", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4x2",
@@ -55,6 +55,36 @@ class Ifd:
     tags: dict[int, Tag] = field(default_factory=dict)
 
 
+class Source(Protocol):
+    """Bytes with positioned reads that threads may share."""
+
+    size: int
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Up to `count` bytes from `offset`."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class LocalSource:
+    """A file on disk: one descriptor, which has no position to fight over."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._fd).st_size
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Up to `count` bytes from `offset`."""
+        return os.pread(self._fd, count, offset)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 class TiffFile:
     """An open TIFF with its directories; values are read when asked for.
 
@@ -63,10 +93,10 @@ class TiffFile:
         ifds: The main chain, in file order.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.size = source.size
         try:
-            self.size = os.fstat(self.fd).st_size
             head = self.read(0, min(16, self.size))
             if head[:2] not in (b"II", b"MM") or len(head) < 8:
                 raise TiffError("no TIFF header")
@@ -80,14 +110,12 @@ class TiffFile:
             )
             self.ifds = self.chain(first[0])
         except BaseException:
-            os.close(self.fd)
+            source.close()
             raise
 
     def close(self) -> None:
-        """Close the descriptor."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the source."""
+        self._source.close()
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes.
@@ -97,9 +125,9 @@ class TiffFile:
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise TiffError(f"{count} bytes at {offset} reach beyond the end ({self.size} bytes)")
-        data = os.pread(self.fd, count, offset)
+        data = self._source.pread(count, offset)
         while len(data) < count:
-            more = os.pread(self.fd, count - len(data), offset + len(data))
+            more = self._source.pread(count - len(data), offset + len(data))
             if not more:
                 raise TiffError("the file became shorter while it was read")
             data += more

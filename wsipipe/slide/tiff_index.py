@@ -82,7 +82,7 @@ class TiffIndex:
     objective: str | None
 
 
-def index_tiff(path: Path, tiff: TiffFile) -> TiffIndex:
+def index_tiff(path: str | Path, tiff: TiffFile) -> TiffIndex:
     """Find the levels.
 
     Raises:
@@ -105,7 +105,7 @@ def index_tiff(path: Path, tiff: TiffFile) -> TiffIndex:
     return TiffIndex(vendor, levels, tuple(claims), profile or None, objective)
 
 
-def check_extents(path: Path, tiff: TiffFile) -> None:
+def check_extents(path: str | Path, tiff: TiffFile) -> None:
     """Refuse a file that ends before its pieces do, whichever image they belong to.
 
     Raises:
@@ -140,7 +140,7 @@ def _vendor(description: str) -> str:
     return "generic-tiff"
 
 
-def _check_pixels(path: Path, tiff: TiffFile, ifd: Ifd) -> None:
+def _check_pixels(path: str | Path, tiff: TiffFile, ifd: Ifd) -> None:
     """Refuse what is no 8-bit brightfield image, in words."""
     bits = tiff.ints(ifd, _BITS)
     formats = tiff.ints(ifd, _FORMAT)
@@ -172,7 +172,7 @@ def _check_pixels(path: Path, tiff: TiffFile, ifd: Ifd) -> None:
         )
 
 
-def _smaller(path: Path, tiff: TiffFile, first: Ifd, vendor: str) -> list[Ifd]:
+def _smaller(path: str | Path, tiff: TiffFile, first: Ifd, vendor: str) -> list[Ifd]:
     """The reduced levels, in file order."""
     size = _size(tiff, first)
     found: list[Ifd] = []
@@ -213,7 +213,7 @@ def _same_aspect(full: tuple[int, int], size: tuple[int, int]) -> bool:
     return all(abs(a / ratio - b) <= max(1, b / 50) for a, b in zip(full, size, strict=True))
 
 
-def _level(path: Path, tiff: TiffFile, ifd: Ifd) -> TiffLevel:
+def _level(path: str | Path, tiff: TiffFile, ifd: Ifd) -> TiffLevel:
     width, height = _size(tiff, ifd)
     form, planes = _format(tiff, ifd)
     if _TILE_WIDTH in ifd.tags:
@@ -284,7 +284,7 @@ def _format(tiff: TiffFile, ifd: Ifd) -> tuple[BlockFormat, int]:
     return form, 3 if planar else 1
 
 
-def _check_order(path: Path, levels: tuple[TiffLevel, ...]) -> None:
+def _check_order(path: str | Path, levels: tuple[TiffLevel, ...]) -> None:
     for finer, coarser in itertools.pairwise(levels):
         if coarser.width > finer.width or coarser.height > finer.height:
             raise SlideOpenError(
@@ -324,7 +324,7 @@ def _claims(
     return claims, objective
 
 
-def _ome_pixels(path: Path, description: str) -> dict[str, str]:
+def _ome_pixels(path: str | Path, description: str) -> dict[str, str]:
     """Pixel size in µm as text ("x", "y") of the first image; refuses stacks and channels."""
     if re.search(r"<!(DOCTYPE|ENTITY)", description):
         raise SlideOpenError(path, "OME-XML with entities is not read")

@@ -13,9 +13,10 @@ import numpy as np
 from wsipipe.errors import ReadError, SlideOpenError
 from wsipipe.slide import codecs
 from wsipipe.slide.codecs import BlockFormat, CodecError, decode_block
+from wsipipe.slide.files import is_url
 from wsipipe.slide.openslide_reader import composite
 from wsipipe.slide.reader import WHITE, Reader, ReaderInfo, check_sizes
-from wsipipe.slide.tiff_file import TiffError, TiffFile
+from wsipipe.slide.tiff_file import LocalSource, Source, TiffError, TiffFile
 from wsipipe.slide.tiff_index import TiffIndex, TiffLevel, check_extents, index_tiff
 from wsipipe.types import TileArray
 
@@ -28,9 +29,9 @@ class TiffReader(Reader):
     name = "tiff"
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self._path = path
         try:
-            self._file = TiffFile(self._path)
+            self._file = TiffFile(_source(path))
         except TiffError as error:
             raise _damaged(self._path, error) from error
         except OSError as error:
@@ -116,6 +117,14 @@ class TiffReader(Reader):
         self._file.close()
 
 
+def _source(path: str | Path) -> Source:
+    if isinstance(path, str) and is_url(path):
+        from wsipipe.slide.remote import RemoteSource
+
+        return RemoteSource(path)
+    return LocalSource(Path(path))
+
+
 def _to_rgb(pixels: TileArray, form: BlockFormat) -> TileArray | None:
     """Grey becomes equal channels; opacity is laid on white. Both are exact."""
     if form.samples in (1, 2):
@@ -161,7 +170,7 @@ def check_whole(path: Path) -> None:
         SlideOpenError: Directories or compressed pieces lie beyond the end of the file.
     """
     try:
-        tiff = TiffFile(path)
+        tiff = TiffFile(LocalSource(path))
     except TiffError as error:
         raise _damaged(path, error) from error
     except OSError as error:
@@ -174,7 +183,7 @@ def check_whole(path: Path) -> None:
         tiff.close()
 
 
-def _damaged(path: Path, error: TiffError) -> SlideOpenError:
+def _damaged(path: str | Path, error: TiffError) -> SlideOpenError:
     return SlideOpenError(
         path,
         f"the TIFF is damaged or cut off: {error}",
