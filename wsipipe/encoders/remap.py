@@ -69,8 +69,8 @@ def _rename(state: State, rules: Rules) -> State:
     return renamed
 
 
-def _join_qkv(state: State, names: tuple[str, str, str], joined: str) -> State:
-    """Concatenate query, key and value along the output axis, in that order (timm's)."""
+def _join(state: State, names: tuple[str, ...], joined: str) -> State:
+    """Concatenate the tensors of several linear maps along the output axis, in the given order."""
     result = dict(state)
     for key in state:
         parts = [key.replace(f".{names[0]}.", f".{name}.") for name in names]
@@ -94,17 +94,25 @@ _HF_EMBEDDINGS: Rules = [
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.attention\.qkv\.", ".attn.qkv."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.(?:attention\.)?qkv\.", ".attn.qkv."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
     (r"^layernorm\.", "norm."),
 ]
+
+
+def _join_hf(state: State) -> State:
+    """Join what timm keeps in one matrix. Both spellings of transformers: that of published files,
+    and that of its modules since version 5."""
+    state = _join(state, ("query", "key", "value"), "qkv")
+    state = _join(state, ("q_proj", "k_proj", "v_proj"), "qkv")
+    return _join(state, ("gate_proj", "up_proj"), "weights_in")
 
 
 def _hf_vit(state: State, _target: nn.Module) -> State:
     """transformers' ViTModel -> timm."""
     return _rename(
-        _join_qkv(state, ("query", "key", "value"), "qkv"),
+        _join_hf(state),
         [
             *_HF_EMBEDDINGS,
             (r"\.layernorm_before\.", ".norm1."),
@@ -118,12 +126,12 @@ def _hf_vit(state: State, _target: nn.Module) -> State:
 def _hf_dinov2(state: State, target: nn.Module) -> State:
     """transformers' Dinov2Model, with registers and SwiGLU or without -> timm."""
     renamed = _rename(
-        _join_qkv(state, ("query", "key", "value"), "qkv"),
+        _join_hf(state),
         [
             *_HF_EMBEDDINGS,
             (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
             (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-            (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+            (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
         ],
     )
     return _fit_positions(renamed, target)
@@ -183,7 +191,7 @@ def _resample(positions: Tensor, tokens: int, prefix: int) -> Tensor:
 def _hf_clip(state: State, _target: nn.Module) -> State:
     """transformers' CLIPModel, image half -> timm's CLIP ViT."""
     renamed = _rename(
-        _join_qkv(state, ("q_proj", "k_proj", "v_proj"), "qkv"),
+        _join(state, ("q_proj", "k_proj", "v_proj"), "qkv"),
         [
             (r"^vision_model\.embeddings\.class_embedding$", "cls_token"),
             (r"^vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
