@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import threading
 import urllib.error
@@ -80,7 +81,7 @@ def _ask(endpoint: str) -> str:
             answer[0] = ""  # It answers; that this page is refused does not matter.
         except urllib.error.URLError as error:
             answer[0] = str(error.reason)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             answer[0] = str(error) or type(error).__name__
 
     # Looking up a name has no timeout of its own: a thread that is left behind has.

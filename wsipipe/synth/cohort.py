@@ -92,6 +92,7 @@ def make_slide(
     _require(1 <= pieces <= 50, f"pieces is {pieces}", "1 to 50")
     _require(codec in CODECS, f"codec is {codec!r}", ", ".join(CODECS))
     _require(1 <= quality <= 100, f"quality is {quality}", "1 to 100")
+    _require(workers is None or workers >= 1, f"workers is {workers}", "1 or more")
     for name in artefacts:
         _require(name in ARTEFACTS, f"artefact is {name!r}", ", ".join(ARTEFACTS))
     tumour_fraction = tumour_fraction if label == TUMOUR_LABEL else 0.0
@@ -169,6 +170,7 @@ def make_cohort(
     _require(0 <= seed < 2**31, f"seed is {seed}", "an integer from 0 on")
     _require(slides_per_patient >= 1, f"slides per patient is {slides_per_patient}", "1 or more")
     _require(1 <= sites <= 26, f"number of sites is {sites}", "1 to 26")
+    _require(workers is None or workers >= 1, f"workers is {workers}", "1 or more")
     low, high = tumour_fraction
     _require(0 < low <= high <= 0.9, f"tumour fraction is {low} to {high}", "within 0 to 0.9")
     out = Path(out)

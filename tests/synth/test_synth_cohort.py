@@ -1,0 +1,95 @@
+"""A cohort has patients, sites and labels; making it again does nothing twice."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from wsipipe.errors import ConfigError
+from wsipipe.synth import make_cohort
+
+TINY = {"width": 320, "mpp": 4.0}
+
+
+def labels(folder: Path) -> list[dict[str, str]]:
+    with (folder / "labels.csv").open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_half_of_the_patients_have_tumour_and_the_table_says_which(tmp_path: Path) -> None:
+    paths = make_cohort(tmp_path, n=8, slides_per_patient=2, **TINY)
+    rows = labels(tmp_path)
+    assert [row["slide_id"] for row in rows] == [path.stem for path in paths]
+    by_patient = {}
+    for row in rows:
+        by_patient.setdefault(row["patient_id"], []).append((row["label"], row["site"]))
+    assert len(by_patient) == 4
+    assert all(first == second for first, second in by_patient.values())
+    assert sorted(pairs[0][0] for pairs in by_patient.values()) == ["normal"] * 2 + ["tumour"] * 2
+    for row in rows:
+        assert (float(row["tumour_fraction"]) > 0) == (row["label"] == "tumour")
+
+
+def test_without_labels_every_slide_has_tumour(tmp_path: Path) -> None:
+    make_cohort(tmp_path, n=3, labels=False, **TINY)
+    assert {row["label"] for row in labels(tmp_path)} == {"tumour"}
+
+
+def test_slides_of_one_site_share_a_stain_and_sites_differ(tmp_path: Path) -> None:
+    import json
+
+    make_cohort(tmp_path, n=6, sites=2, **TINY)
+    stains: dict[str, set[int]] = {}
+    for row in labels(tmp_path):
+        summary = json.loads((tmp_path / "truth" / f"{row['slide_id']}.json").read_text())
+        stains.setdefault(row["site"], set()).add(summary["settings"]["stain_seed"])
+    assert len(stains) == 2
+    assert all(len(seeds) == 1 for seeds in stains.values())
+    assert stains["site-A"] != stains["site-B"]
+
+
+def test_again_makes_only_what_is_missing_or_was_asked_otherwise(tmp_path: Path) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def made() -> list[str]:
+        names = [slide_id for slide_id, new in seen if new]
+        seen.clear()
+        return names
+
+    def report(slide_id: str, new: bool) -> None:
+        seen.append((slide_id, new))
+
+    first = make_cohort(tmp_path, n=2, progress=report, **TINY)
+    assert made() == ["slide-0001", "slide-0002"]
+    content = first[0].read_bytes()
+    make_cohort(tmp_path, n=2, progress=report, **TINY)
+    assert made() == []
+    first[0].unlink()
+    make_cohort(tmp_path, n=2, progress=report, **TINY)
+    assert made() == ["slide-0001"]
+    assert first[0].read_bytes() == content
+    make_cohort(tmp_path, n=2, codec="lzw", progress=report, **TINY)
+    assert made() == ["slide-0001", "slide-0002"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n": 0},
+        {"n": -1},
+        {"seed": -1},
+        {"slides_per_patient": 0},
+        {"sites": 0},
+        {"tumour_fraction": (0.5, 0.1)},
+        {"width": 7},
+        {"codec": "webp"},
+    ],
+)
+def test_bad_cohorts_are_refused_and_nothing_is_written(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError):
+        make_cohort(tmp_path / "out", **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
