@@ -14,8 +14,15 @@ from wsipipe.pretrain.backbone import build_backbone
 from wsipipe.pretrain.options import Arch
 from wsipipe.pretrain.recipe import SCALES, list_recipes, load_recipe, parse_set
 
-SEED_MODELS = ["virchow", "virchow2", "h-optimus-0", "kaiko", "midnight", "uni", "brow", "phikon", "phikon-v2", "tissueconcepts", "hibou", "pluto", "pathoduet", "pathoduet-ihc", "rudolfv", "remedis", "beph"]
-TECHNIQUES = ["simclr", "moco-v2", "moco-v3", "byol", "clip", "mae", "simmim", "beit-v2", "dino", "ibot", "dinov2", "fixmatch", "finetune"]
+SEED_MODELS = {
+    *("virchow", "virchow2", "h-optimus-0", "kaiko", "midnight", "uni", "brow", "phikon"),
+    *("phikon-v2", "tissueconcepts", "hibou", "pluto", "pathoduet", "pathoduet-ihc", "rudolfv"),
+    *("remedis", "beph"),
+}
+TECHNIQUES = {
+    *("simclr", "moco-v2", "moco-v3", "byol", "clip", "mae", "simmim", "beit-v2", "dino"),
+    *("ibot", "dinov2", "fixmatch", "finetune"),
+}
 
 # Published sizes in millions of parameters: the makers' own words.
 PUBLISHED_MILLIONS = {
@@ -54,7 +61,7 @@ def _sizes(arch_json: str) -> tuple[int, int]:
 
 
 def test_every_seed_model_and_technique_has_a_recipe() -> None:
-    assert set(SEED_MODELS) | set(TECHNIQUES) <= set(list_recipes())
+    assert set(list_recipes()) >= SEED_MODELS | TECHNIQUES
 
 
 @pytest.mark.parametrize("name", list_recipes())

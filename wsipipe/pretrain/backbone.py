@@ -18,7 +18,7 @@ from wsipipe.encoders.nets.vit import pool_tokens, timm_model
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.options import Arch
 
-__all__ = ["POOLING", "Backbone", "build_backbone", "timm_arguments"]
+__all__ = ["POOLING", "Backbone", "build_backbone", "timm_arguments", "xavier"]
 
 # A recipe's word for pooling -> the word of encoder cards.
 POOLING = {"token": "cls", "avg": "mean", "cls+mean": "cls+mean"}
@@ -158,6 +158,10 @@ def build_backbone(arch: Arch, *, masking: bool = False, teacher: bool = False) 
     if arch.grad_checkpointing:
         net.set_grad_checkpointing(True)
     backbone = Backbone(net, arch.pool, masking)
+    if arch.initial == "xavier":
+        backbone.net.apply(xavier)
+        projection = backbone.net.patch_embed.proj.weight
+        nn.init.xavier_uniform_(projection.data.flatten(1))
     if arch.pos_embed != "learned" and backbone.is_vit:
         set_sincos(backbone.net, trainable=arch.pos_embed == "sincos")
     if arch.freeze_patch_embed and backbone.is_vit:
@@ -175,6 +179,14 @@ def timm_arguments(arch: Arch) -> dict[str, Any]:
         args["fc_norm"] = False
         args["global_pool"] = "avg" if arch.pool == "avg" else "token"
     return args
+
+
+def xavier(module: nn.Module) -> None:
+    """MAE's random start: at timm's 0.02 a shallow encoder hardly gets going."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def sincos(dim: int, grid: int, n_prefix: int) -> Tensor:

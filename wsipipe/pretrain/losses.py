@@ -19,7 +19,6 @@ from wsipipe.pretrain.distributed import (
     all_reduce_sum,
     gather_rows,
     rank,
-    world_size,
 )
 
 __all__ = [
@@ -53,13 +52,14 @@ def sinkhorn(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
         (B, K), rows sum to 1.
     """
     log_q = logits / temp
-    log_rows = math.log(log_q.shape[0] * world_size())
     for _ in range(iterations):
         top = all_reduce_max(log_q.amax(dim=0, keepdim=True))
         total = all_reduce_sum((log_q - top).exp().sum(dim=0, keepdim=True))
         log_q = log_q - (top + total.log())
-        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True) - log_rows
-    return (log_q + log_rows).exp()
+        # Rows sum to 1, not to 1/B: the common factor cancels, and processes may hold different
+        # numbers of rows (masked patches).
+        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
+    return log_q.exp()
 
 
 class TeacherTargets(nn.Module):

@@ -18,6 +18,7 @@ class MetricsLog:
     """
 
     def __init__(self, out: Path, first_step: int) -> None:
+        out.mkdir(parents=True, exist_ok=True)
         self.path = out / "metrics.jsonl"
         kept = []
         if first_step and self.path.is_file():

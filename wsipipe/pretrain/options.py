@@ -51,6 +51,7 @@ class Arch(_Frozen):
         pool: What the exported encoder answers: the class token, the mean of the patch tokens, or
             both, one after the other.
         pos_embed: learned; sincos (2-D sine-cosine start, then learned); fixed (never changes).
+        initial: timm's own random start, or MAE's (Xavier for all linear layers).
         freeze_patch_embed: MoCo v3's cure against instability.
         patch_sizes: Patch edges drawn anew each step (FlexiViT); empty = the architecture's own.
         drop_path: Stochastic depth of the student.
@@ -61,6 +62,7 @@ class Arch(_Frozen):
     args: dict[str, Any] = {}
     pool: Literal["token", "avg", "cls+mean"] = "token"
     pos_embed: Literal["learned", "sincos", "fixed"] = "learned"
+    initial: Literal["timm", "xavier"] = "timm"
     freeze_patch_embed: bool = False
     patch_sizes: tuple[int, ...] = ()
     drop_path: Share = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from typing import Any
 
 import torch
@@ -66,7 +67,10 @@ class Dino(Method):
         from lightly.models.modules import DINOProjectionHead
 
         o = self.recipe.loss
-        return DINOProjectionHead(self.student.dim, o.hidden, o.bottleneck, k)
+        with warnings.catch_warnings():
+            # lightly's weight_norm is torch's old one, whose parameter names checkpoints keep.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DINOProjectionHead(self.student.dim, o.hidden, o.bottleneck, k)
 
     def synchronise(self) -> None:
         """See `Method`."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
-from wsipipe.pretrain.backbone import Backbone, sincos
+from wsipipe.pretrain.backbone import Backbone, sincos, xavier
 from wsipipe.pretrain.losses import fourier_loss, norm_pix_loss
 from wsipipe.pretrain.methods.base import At, Method
 from wsipipe.pretrain.options import ReconstructOptions
@@ -61,6 +61,7 @@ class Reconstruction(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, self.patch**2 * 3)
         self.n_prefix = n_prefix
+        self.apply(xavier)
 
     def forward(
         self, student: Backbone, images: Tensor, keep: Tensor, mask: Tensor
@@ -103,7 +104,7 @@ def _unpatchify(patches: Tensor, patch: int) -> Tensor:
 def _resized_patches(x: Tensor, old: int, new: int) -> Tensor:
     """Predicted patches of `old` pixels to `new` pixels (flexible patch sizes)."""
     b, n, _ = x.shape
-    images = x.view(b * n, old, old, 3).permute(0, 3, 1, 2)
+    images = x.reshape(b * n, old, old, 3).permute(0, 3, 1, 2)
     images = F.interpolate(images, (new, new), mode="bilinear", antialias=True)
     return images.permute(0, 2, 3, 1).reshape(b, n, new * new * 3)
 
