@@ -39,8 +39,8 @@ _GLASS_MIN_SHARE = 0.005
 # to tell.
 _GREY_MIN_TOTAL = 120
 _GREY_TOTAL_PER_SPREAD = 30
-# A whole part is dust, a hair or the coverslip's edge where its spread is less than this share of its
-# mean: such lines reach 0.20, the greyest stain (brown beside blue, blurred to grey) 0.24.
+# A whole part is dust, a hair or the coverslip's edge where its spread is less than this share of
+# its mean: such lines reach 0.20, the greyest stain (brown beside blue, blurred to grey) 0.24.
 _GREY_PART_SHARE = 0.22
 # A whole part is ink where red absorbs more than green by this share of its sum; blue nuclei of
 # immunostains reach 0.04.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from wsipipe.errors import ConfigError, TissueError
 from wsipipe.tissue.mask import TissueMask
-from wsipipe.tissue.settings import CLASSICAL, VERSIONS, classical_settings
+from wsipipe.tissue.settings import CLASSICAL, VERSIONS, classical_settings, parse_method
 
 if TYPE_CHECKING:
     from wsipipe.slide import Slide
@@ -30,9 +31,11 @@ def detect_tissue(
     Args:
         slide: An open slide. Only its own pixels are read, never the label or macro image.
         method: "auto" (the classical detector), "otsu", "hsv", "entropy", "none" (all of the
-            slide), or a folder of GeoJSON masks named `<slide_id>.geojson`.
+            slide), a network ("hest", "grandqc", "grandqc-artefacts", a checkpoint folder), a
+            plugin's name, or a folder of GeoJSON masks named `<slide_id>.geojson`. Settings may
+            follow the name: "auto?min_tissue_mm2=0.1&pen=false".
         slide_id: Which mask of the folder; the slide's base name where None.
-        settings: Parameters of the method, as `ClassicalSettings` names them.
+        settings: Parameters of the method, as `ClassicalSettings` or `NeuralSettings` name them.
 
     Returns:
         Mask over the whole level-0 area.
@@ -41,16 +44,27 @@ def detect_tissue(
         ConfigError: Unknown method or setting.
         MissingMppError: The slide does not say how large a pixel is.
         TissueError: The slide has a dark background (fluorescence), or its mask does not fit.
+        WeightsError, MissingExtraError: A network cannot be run.
     """
-    recorded = tissue_settings(method, slide_id=slide_id or _base_name(slide), **settings)
-    if method == "none":
+    slide_id = slide_id or _base_name(slide)
+    recorded = tissue_settings(method, slide_id=slide_id, **settings)
+    name, settings = _with_query(method, settings)
+    if name == "none":
         return _whole_slide(slide, recorded)
-    if method in CLASSICAL:
-        return _classical(slide, method, recorded, settings)
-    from wsipipe.tissue.geojson import mask_file, read_tissue_geojson
+    if name in CLASSICAL:
+        return _classical(slide, name, recorded, settings)
+    from wsipipe.tissue import registry
 
-    path = mask_file(Path(method), slide_id or _base_name(slide))
-    return read_tissue_geojson(path, slide)
+    card = registry.find_card(name)
+    if card is not None:
+        from wsipipe.tissue.neural import detect_by_network
+
+        return detect_by_network(slide, card, recorded, settings)
+    if Path(name).is_dir():
+        from wsipipe.tissue.geojson import mask_file, read_tissue_geojson
+
+        return read_tissue_geojson(mask_file(Path(name), slide_id), slide)
+    return _plugin(slide, name, recorded)
 
 
 def tissue_settings(
@@ -64,25 +78,54 @@ def tissue_settings(
     Raises:
         ConfigError: Unknown method or setting.
         TissueError: The folder has no mask for the slide.
+        WeightsError: A network's weights cannot be had.
     """
-    if method == "none":
-        return {"method": method, "version": VERSIONS[method]}
-    if method in CLASSICAL:
-        from dataclasses import asdict
+    name, settings = _with_query(method, settings)
+    if name in CLASSICAL:
+        return {
+            "method": name,
+            "version": VERSIONS[name],
+            **asdict(classical_settings(name, settings)),
+        }
+    from wsipipe.tissue import registry
 
-        parameters = asdict(classical_settings(method, settings))
-        return {"method": method, "version": VERSIONS[method], **parameters}
+    card = registry.find_card(name)
+    if card is not None:
+        from wsipipe.tissue.neural import network_settings
+
+        return network_settings(card, settings)
+    if settings:
+        raise ConfigError(
+            f"Tissue method {name!r} has no settings, and {', '.join(settings)} is given.",
+            "Leave it out.",
+        )
+    if name == "none":
+        return {"method": name, "version": VERSIONS[name]}
+    if Path(name).is_dir():
+        return _folder_settings(Path(name), slide_id)
+    plugin = registry.find_plugin(name)
+    if plugin is None:
+        raise ConfigError(
+            f"No tissue method is called {name!r} and no folder lies there.",
+            f"Methods: {', '.join(registry.method_names())}, or a folder of <slide_id>.geojson.",
+        )
+    return {"method": name, **plugin.settings()}
+
+
+def _with_query(method: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if Path(method).is_dir():
-        from wsipipe.tissue.geojson import file_sha256, mask_file
+        return method, settings
+    name, query = parse_method(method)
+    return name, {**query, **settings}
 
-        recorded: dict[str, Any] = {"method": "geojson", "version": VERSIONS["geojson"]}
-        if slide_id is not None:
-            recorded["sha256"] = file_sha256(mask_file(Path(method), slide_id))
-        return recorded
-    raise ConfigError(
-        f"No tissue method is called {method!r} and no folder lies there.",
-        f"Methods: {', '.join((*CLASSICAL, 'none'))}, or a folder of <slide_id>.geojson masks.",
-    )
+
+def _folder_settings(folder: Path, slide_id: str | None) -> dict[str, Any]:
+    from wsipipe.tissue.geojson import file_sha256, mask_file
+
+    recorded: dict[str, Any] = {"method": "geojson", "version": VERSIONS["geojson"]}
+    if slide_id is not None:
+        recorded["sha256"] = file_sha256(mask_file(folder, slide_id))
+    return recorded
 
 
 def _base_name(slide: Slide) -> str:
@@ -120,6 +163,31 @@ def _classical(
         settings=recorded,
         mpp_xy=slide.mpp_xy,
         pen=found.pen if settings.pen else None,
+        dimensions=slide.dimensions,
+    )
+
+
+def _plugin(slide: Slide, name: str, recorded: dict[str, Any]) -> TissueMask:
+    from wsipipe.tissue import registry
+
+    detector = registry.find_plugin(name)
+    assert detector is not None  # `tissue_settings` has found it
+    thumbnail = slide.thumbnail(detector.mpp)
+    down, own = thumbnail.downsample, slide.mpp_xy
+    mask = detector(thumbnail.pixels, (float(down[0] * own[0]), float(down[1] * own[1])))
+    if mask.shape != thumbnail.pixels.shape[:2]:
+        raise TissueError(
+            slide.path,
+            f"plugin {name} gave a mask of {mask.shape} for a picture of "
+            f"{thumbnail.pixels.shape[:2]}.",
+            "Report it to the plugin's makers.",
+        )
+    return TissueMask(
+        mask=np.asarray(mask, dtype=bool),
+        downsample=down,
+        method=name,
+        settings=recorded,
+        mpp_xy=own,
         dimensions=slide.dimensions,
     )
 

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from wsipipe.slide import Slide
 
-__all__ = ["file_sha256", "mask_file", "read_tissue_geojson", "write_tissue_geojson"]
+__all__ = [
+    "file_sha256",
+    "fit_polygons",
+    "load_document",
+    "mask_file",
+    "read_tissue_geojson",
+    "recorded",
+    "write_tissue_geojson",
+]
 
 # Resolution of the pixel form of masks that came as polygons, µm per pixel.
 _GRID_UM = 8
@@ -34,7 +42,11 @@ _NAMESPACE = uuid.UUID("6f2f0a1c-6c5e-5d0e-9a53-0d6b8f6f5a11")
 
 
 def write_tissue_geojson(
-    tissue: TissueMask, path: str | Path | None = None, *, slide_id: str = ""
+    tissue: TissueMask,
+    path: str | Path | None = None,
+    *,
+    slide_id: str = "",
+    fingerprint: str = "",
 ) -> bytes:
     """Serialise a mask: one annotation a connected part, holes as interior rings.
 
@@ -42,6 +54,7 @@ def write_tissue_geojson(
         tissue: The mask.
         path: Where to write; None only returns the bytes.
         slide_id: Recorded, and the seed of the objects' ids.
+        fingerprint: Of the slide, recorded.
 
     Returns:
         The file's bytes, the same for the same mask.
@@ -68,16 +81,38 @@ def write_tissue_geojson(
         "features": features,
         "wsipipe": {
             "slide_id": slide_id,
+            "slide_fingerprint": fingerprint,
             "slide_size": list(_slide_size(tissue)),
             "mask_size": [width, height],
             "downsample": [str(d) for d in tissue.downsample],
             "tissue": tissue.settings,
+            "tissue_mm2": round(tissue.area_mm2, 6),
+            "pen_mm2": round(tissue.pen_mm2, 6),
+            "features_sha256": _features_hash(features),
         },
     }
     data = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
     if path is not None:
         Path(path).write_bytes(data)
     return data
+
+
+def recorded(path: str | Path) -> dict[str, Any] | None:
+    """What a mask file says about its making; None for a file of another tool or an edited one."""
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
+    own = document.get("wsipipe") if isinstance(document, dict) else None
+    if not isinstance(own, dict):
+        return None
+    unchanged = own.get("features_sha256") == _features_hash(document.get("features"))
+    return own if unchanged else None
+
+
+def _features_hash(features: Any) -> str:
+    text = json.dumps(features, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _slide_size(tissue: TissueMask) -> tuple[int, int]:
@@ -125,12 +160,12 @@ def read_tissue_geojson(path: str | Path, slide: Slide) -> TissueMask:
         TissueError: No JSON, no polygons' geometry, or a mask of another slide.
     """
     path = Path(path)
-    document = _load(path, slide)
+    document = load_document(path, slide)
     from wsipipe.tissue import polygons as shapes
 
     found = shapes.parse(document, path, slide)
     chosen = [shape.polygon for shape in found if not shape.ignored]
-    return fit_polygons(chosen, document, path, slide)
+    return fit_polygons(chosen, document, path, slide, method="geojson", max_outside=_MAX_OUTSIDE)
 
 
 def fit_polygons(
@@ -139,9 +174,14 @@ def fit_polygons(
     path: Path,
     slide: Slide,
     *,
-    max_outside: float = _MAX_OUTSIDE,
+    method: str,
+    max_outside: float,
 ) -> TissueMask:
-    """Polygons of a file as a mask on the slide."""
+    """Polygons of a file as a mask on the slide.
+
+    Raises:
+        TissueError: More than `max_outside` of their area lies outside the slide.
+    """
     from wsipipe.tissue import polygons as shapes
     from wsipipe.tissue.outlines import rasterise
 
@@ -151,9 +191,9 @@ def fit_polygons(
     return TissueMask(
         mask=rasterise(outlines, shape, downsample, slide.dimensions),
         downsample=downsample,
-        method="geojson",
+        method=method,
         settings={
-            "method": "geojson",
+            "method": method,
             "version": VERSIONS["geojson"],
             "sha256": file_sha256(path),
         },
@@ -173,7 +213,12 @@ def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _load(path: Path, slide: Slide) -> Any:
+def load_document(path: Path, slide: Slide) -> Any:
+    """Parse a file.
+
+    Raises:
+        TissueError: Not there, empty, or no JSON.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsipipe.errors import ConfigError
 
-__all__ = ["CLASSICAL", "VERSIONS", "ClassicalSettings", "classical_settings"]
+__all__ = ["CLASSICAL", "VERSIONS", "ClassicalSettings", "classical_settings", "parse_method"]
 
 # method -> version of its algorithm.
 VERSIONS = {"auto": 1, "otsu": 1, "hsv": 1, "entropy": 1, "none": 1, "geojson": 1, "neural": 1}
@@ -52,6 +52,41 @@ class ClassicalSettings:
                 )
 
 
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Take `name?key=value&key=value` apart: a method and its settings.
+
+    Values are numbers, true, false, or text for the settings that are text.
+
+    >>> parse_method("auto?mpp=4&pen=false")
+    ('auto', {'mpp': 4.0, 'pen': False})
+
+    Raises:
+        ConfigError: A setting is not of that form.
+    """
+    name, _, query = text.partition("?")
+    settings: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise ConfigError(
+                f"Tissue setting {item!r} is not key=value.",
+                "Write for example --tissue 'auto?min_tissue_mm2=0.1&pen=false'.",
+            )
+        settings[key] = _value(value)
+    return name, settings
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def classical_settings(method: str, given: dict[str, Any]) -> ClassicalSettings:
     """Settings of a classical method: its defaults with what was given, unknown names refused."""
     known = {f.name for f in fields(ClassicalSettings)}
@@ -62,5 +97,10 @@ def classical_settings(method: str, given: dict[str, Any]) -> ClassicalSettings:
             f"It has: {', '.join(sorted(known))}.",
         )
     # Only `auto` looks for pen: the others stand for what their names say.
-    defaults: dict[str, Any] = {} if method == "auto" else {"pen": False}
-    return ClassicalSettings(**{**defaults, **given})
+    values: dict[str, Any] = {} if method == "auto" else {"pen": False}
+    for name, value in given.items():
+        if isinstance(value, bool) != (name == "pen") or isinstance(value, str):
+            kind = "true or false" if name == "pen" else "a number"
+            raise ConfigError(f"Tissue setting {name}={value!r} is not {kind}.", "Correct it.")
+        values[name] = value if name == "pen" else float(value)
+    return ClassicalSettings(**values)
