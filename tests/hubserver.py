@@ -37,9 +37,7 @@ class Repo:
     token: str = "hf_loopback"
 
     def __post_init__(self) -> None:
-        self.sha256 = {
-            file: hashlib.sha256(data).hexdigest() for file, data in self.files.items()
-        }
+        self.sha256 = {file: hashlib.sha256(data).hexdigest() for file, data in self.files.items()}
 
 
 @dataclass
@@ -131,14 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, name: str, revision: str, file: str, send_body: bool) -> None:
         repo = self._repo(name, send_body)
         if repo is None:
-            return
+            return None
         if revision not in ("main", repo.commit):
             return self._plain(404, b"", {"X-Error-Code": "RevisionNotFound"}, send_body)
         headers = {"X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
         if file not in repo.files:
-            return self._plain(
-                404, b"", {**headers, "X-Error-Code": "EntryNotFound"}, send_body
-            )
+            return self._plain(404, b"", {**headers, "X-Error-Code": "EntryNotFound"}, send_body)
         data = repo.files[file]
         if not file.endswith(_LARGE):
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from wsipipe.errors import GatedEncoderError, WeightsError
 from wsipipe.weights import Source, endpoint, file_sha256, hub_cache
 
-__all__ = ["download"]
+__all__ = ["download", "link", "refer"]
 
 _METADATA_TIMEOUT_S = 10.0
 
@@ -48,7 +49,7 @@ def download(source: Source, folder: Path) -> Path:
 
 def _download_one(source: Source, folder: Path, file: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers = build_hf_headers(library_name="wsipipe")
     try:
@@ -72,7 +73,7 @@ def _download_one(source: Source, folder: Path, file: str) -> Path:
         raise
     except _network_errors() as error:
         raise _explain(source, error) from error
-    return _link(folder, blob, commit, source.revision or "main", file)
+    return link(folder, blob, commit, source.revision or "main", file)
 
 
 def _metadata(source: Source, file: str) -> Any:
@@ -133,21 +134,32 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _link(folder: Path, blob: Path, commit: str, revision: str, file: str) -> Path:
+def link(folder: Path, blob: Path, commit: str, revision: str, file: str) -> Path:
+    """Give a blob its name in a commit's snapshot; remember what the revision points at.
+
+    Returns:
+        The file under `snapshots/<commit>/`.
+    """
     pointer = folder / "snapshots" / commit / file
     pointer.parent.mkdir(parents=True, exist_ok=True)
     if not pointer.exists():
-        temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+        temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}.{threading.get_ident()}")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(blob, pointer.parent))
         temporary.replace(pointer)
-    if revision != commit:
-        ref = folder / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary = ref.with_name(f".{ref.name}.{os.getpid()}")
-        temporary.write_text(commit, encoding="utf-8")
-        temporary.replace(ref)
+    refer(folder, revision, commit)
     return pointer
+
+
+def refer(folder: Path, revision: str, commit: str) -> None:
+    """Note in the cache which commit a branch, a tag or a short revision means."""
+    if revision == commit:
+        return
+    ref = folder / "refs" / revision
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    temporary = ref.with_name(f".{ref.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(commit, encoding="utf-8")
+    temporary.replace(ref)
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

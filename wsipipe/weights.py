@@ -36,6 +36,7 @@ __all__ = [
     "in_folder",
     "local_file",
     "read_state",
+    "repo_folder",
 ]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -108,7 +109,8 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def _repo_folder(repo: str) -> Path:
+def repo_folder(repo: str) -> Path:
+    """A repository's folder in the hub's cache, as huggingface_hub names it."""
     kind = "models"
     if repo.startswith("datasets/"):
         kind, repo = "datasets", repo.removeprefix("datasets/")
@@ -119,7 +121,7 @@ def cached(source: Source) -> Path | None:
     """The file in the hub's cache, without asking the hub; None if it is not there."""
     if source.repo is None:
         return None
-    folder = _repo_folder(source.repo)
+    folder = repo_folder(source.repo)
     commits = [c for c in (_ref(folder, source.revision or "main"), source.revision) if c]
     for commit in commits:
         for file in source.files:
@@ -196,7 +198,7 @@ def fetch(source: Source, *, refresh: bool = False) -> Located:
             )
         from wsipipe import _hub
 
-        path = _hub.download(source, _repo_folder(source.repo))
+        path = _hub.download(source, repo_folder(source.repo))
     return _checked(source, path)
 
 

@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 
 def randomise(state: State, seed: int = 0) -> State:
-    """Fill with numbers of sensible size; every tensor must matter (LayerScale of 1e-5 hides all)."""
+    """Fill with numbers of sensible size; every tensor must matter (not a LayerScale of 1e-5)."""
     generator = torch.Generator().manual_seed(seed)
     filled = {}
     for key, value in state.items():
@@ -258,9 +258,7 @@ def _conch_v15(card: EncoderCard) -> State:
 
 
 def _keep(card: EncoderCard) -> State:
-    state = {
-        "visual." + k.replace(".gamma", ".weight"): v for k, v in timm_state(card).items()
-    }
+    state = {"visual." + k.replace(".gamma", ".weight"): v for k, v in timm_state(card).items()}
     for layer, fan_in in ((0, 1024), (2, 768)):
         state[f"visual_head.{layer}.weight"] = torch.zeros(768, fan_in)
         state[f"visual_head.{layer}.bias"] = torch.zeros(768)

@@ -73,9 +73,7 @@ def test_row_runs_from_name_to_features(
         assert encoder.revision == (recipe.card.revision or "c" * 40)
 
 
-def test_a_left_over_key_is_refused(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
+def test_a_left_over_key_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     from wsipipe.errors import WeightsError
 
     recipe: Recipe = find("phikon")
@@ -84,8 +82,9 @@ def test_a_left_over_key_is_refused(
     state = published_state(small.card)
     state["encoder.layer.7.layernorm_after.weight"] = torch.zeros(768)
     del state["layernorm.bias"]
-    hub.add("owkin/phikon", {"model.safetensors": safetensors_bytes(state)},
-            commit=recipe.card.revision)
+    hub.add(
+        "owkin/phikon", {"model.safetensors": safetensors_bytes(state)}, commit=recipe.card.revision
+    )
     with pytest.raises(WeightsError) as caught:
         create_encoder("phikon")
     assert "blocks.7.norm2.weight" in str(caught.value)

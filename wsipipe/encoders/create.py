@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe import weights as weights_store
-from wsipipe.encoders.card import EncoderCard
 from wsipipe.encoders.encoder import Encoder
 from wsipipe.encoders.precision import resolve_precision
 from wsipipe.encoders.registry import Recipe, find
 from wsipipe.encoders.remap import to_network
+from wsipipe.encoders.sourcing import locate
 from wsipipe.errors import ConfigError, WeightsError
 
 __all__ = ["SEED", "create_encoder", "identify", "load_into", "parameters_sha256"]
@@ -86,31 +86,6 @@ def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
         "dim": card.dim,
         "transform": card.transform_identity(),
     }
-
-
-def locate(recipe: Recipe, weights: str | None) -> weights_store.Located:
-    """Find the weights of a recipe: the user's file, the local folder's, or the hub's."""
-    if weights is not None:
-        return weights_store.local_file(weights, recipe.card.name)
-    if recipe.folder is not None:
-        return weights_store.in_folder(recipe.folder, recipe.card.file, recipe.card.name)
-    return weights_store.fetch(source_of(recipe.card))
-
-
-def source_of(card: EncoderCard) -> weights_store.Source:
-    """Where the weights of a card are published, in the terms of `wsipipe.weights`."""
-    return weights_store.Source(
-        name=card.name,
-        repo=card.hub,
-        revision=card.revision,
-        files=card.file,
-        url=card.url,
-        sha256=card.sha256,
-        page=card.terms_page,
-        licence=card.licence,
-        gated=card.gated,
-        public=card.public,
-    )
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -33,7 +33,7 @@ class PendingFeatures:
 
     def done(self) -> bool:
         """Whether `result` would return at once."""
-        return self._event is None or bool(self._event.query())
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def result(self) -> NDArray[np.float32]:
         """Wait, then the (B, D) float32 features."""
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
             features = self(batch)
             host = torch.empty(features.shape, dtype=torch.float32, pin_memory=True)
             host.copy_(features, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return PendingFeatures(host, event, (batch, features))
 

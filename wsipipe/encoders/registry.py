@@ -109,7 +109,9 @@ def find(name: str) -> Recipe:
 
 def recipes() -> list[Recipe]:
     """All recipes of the catalogue and of plugins; a broken plugin is left out, and logged."""
-    return [*_catalogue(), *_plugins()]
+    taken = _by_spelling()
+    others = [r for r in _plugins() if not _spellings(r.card) & taken.keys()]
+    return [*_catalogue(), *others]
 
 
 def list_encoders() -> list[EncoderCard]:

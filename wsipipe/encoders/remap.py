@@ -180,7 +180,7 @@ def _resample(positions: Tensor, tokens: int, prefix: int) -> Tensor:
     old, new = (int((n - prefix) ** 0.5) for n in (positions.shape[1], tokens))
     if old == new:
         return positions
-    square = positions[:, prefix:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+    square = positions[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 

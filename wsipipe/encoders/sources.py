@@ -194,7 +194,7 @@ def _card_from_timm(
     edge = int(size[-1] if isinstance(size, list | tuple) else 224)
     return EncoderCard(
         name=str(own.get("name", name)),
-        dim=int(own.get("dim", model.num_features)),  # type: ignore[arg-type]
+        dim=int(own.get("dim", model.num_features)),
         tile_px=edge,
         mpp=own.get("mpp"),
         mean=_triple(settings.get("mean"), (0.485, 0.456, 0.406)),

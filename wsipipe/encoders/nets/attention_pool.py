@@ -119,7 +119,7 @@ def stretch_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     edge = int((positions.shape[1] - 1) ** 0.5)
     if grid == (edge, edge):
         return positions
-    square = positions[:, 1:].unflatten(1, (edge, edge)).permute(0, 3, 1, 2).float()
+    square = positions[:, 1:].float().reshape(1, edge, edge, -1).permute(0, 3, 1, 2)
     factors = ((grid[0] + 0.1) / edge, (grid[1] + 0.1) / edge)
     stretched = F.interpolate(square, scale_factor=factors, mode="bicubic")
     return torch.cat([positions[:, :1], stretched.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -141,7 +141,7 @@ class GenBioPathFM(nn.Module):
             tokens = block(tokens, rope)
         # Only the class token's norm is needed: a norm works on each token for itself.
         features: Tensor = self.norm(tokens[:, 0])
-        return features.unflatten(0, (batch, 3)).flatten(1)
+        return features.reshape(batch, -1)
 
 
 def build_genbio(card: EncoderCard) -> nn.Module:

@@ -102,7 +102,7 @@ class Musk(nn.Module):
         quarters = torch.cat(
             [half.chunk(2, dim=3)[i] for half in large.chunk(2, dim=2) for i in (0, 1)]
         )
-        fine = self._class_token(quarters).unflatten(0, (4, len(pixels))).mean(0)
+        fine = self._class_token(quarters).reshape(4, len(pixels), -1).mean(0)
         return torch.cat([coarse, fine], dim=-1)
 
     def _class_token(self, pixels: Tensor) -> Tensor:

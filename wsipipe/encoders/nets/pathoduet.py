@@ -29,7 +29,8 @@ class PathoDuet(nn.Module):
     @property
     def weights_module(self) -> nn.Module:
         """The part that the published weights describe."""
-        return self.trunk
+        trunk: nn.Module = self.trunk
+        return trunk
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, 224, 224) in 0..1, not normalised, to (B, 768)."""

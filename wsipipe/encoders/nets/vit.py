@@ -78,7 +78,8 @@ class PooledTokens(nn.Module):
     @property
     def weights_module(self) -> nn.Module:
         """The part that the published weights describe."""
-        return self.trunk
+        trunk: nn.Module = self.trunk
+        return trunk
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) normalised float to (B, D)."""

@@ -7,7 +7,6 @@ name here. Tests run over this list.
 
 FAMILIES: tuple[str, ...] = (
     "texture",
-    "texture",
     "phikon",
     "uni",
     "conch",
