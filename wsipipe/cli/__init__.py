@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "What is broken; damage found: exit 1."),
     "export": ("export", "Features as TRIDENT, CLAM, STAMP, AnnData, Parquet or Zarr."),
     "import": ("import_", "Features of TRIDENT, CLAM or STAMP into a run's folder."),
+    "submit": ("submit", "Hand a run to a batch scheduler (slurm)."),
     "report": ("report", "One HTML page about a run."),
     "synth": ("synth", "Make synthetic H&E-like slides with known tissue, tumour and labels."),
     "doctor": ("doctor", "Is this machine fit?"),
