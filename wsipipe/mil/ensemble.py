@@ -190,6 +190,19 @@ class Ensemble:
         known = set(self.info["cohort_digests"])
         return [n for n in names if name_digest(n) in known]
 
+    def folds_for(self, slide_id: str) -> tuple[list[FoldModel], bool]:
+        """The folds that may speak about a slide, and whether it was held out by them.
+
+        A slide of the training cohort is left to the folds that tested it; an unknown slide, or one
+        that all folds learned from, is everybody's.
+        """
+        mark = name_digest(slide_id)
+        if mark in self.info["cohort_digests"]:
+            own = [f for f in self.folds if mark in f.info["test_digests"]]
+            if own:
+                return own, True
+        return self.folds, False
+
     def predict(
         self, bag: Any, target: int = 0
     ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:

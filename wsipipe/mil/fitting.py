@@ -96,7 +96,7 @@ class Run:
         self.model.to(device)
         if self.norm is not None:
             self.norm = (self.norm[0].to(device), self.norm[1].to(device))
-        self.batch = s.batch_bags or min(16, max(1, len(self.train) // 32))
+        self.batch = s.batch_bags or min(16, max(1, len(self.train) // 16))
         steps = max(1, s.epochs * math.ceil(len(self.train) / self.batch))
         warm = max(1, int(s.warmup * steps))
 
@@ -106,7 +106,7 @@ class Run:
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay
+            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         generator = torch.Generator().manual_seed(self.seed)
@@ -373,15 +373,18 @@ def _joint_backward(
 @torch.no_grad()
 def _validate(runs: Sequence[Run], bags: BagSet, device: torch.device, precision: str) -> None:
     logits: dict[str, dict[int, Tensor]] = {r.key: {} for r in runs}
-    for index in sorted({int(i) for r in runs for i in r.val}):
-        x = bags.get(index).to(device)
+    wanted = {r.key: set(r.val.tolist()) for r in runs}
+    limit = min(r.settings.pack_tiles for r in runs)
+    for pack_ in _read_packs(bags, sorted(set().union(*wanted.values())), limit, device):
         for run in runs:
-            if index in run.val:
-                logits[run.key][index] = _predict_one(run, x, device, precision)
+            mine = [(i, x) for i, x in pack_ if i in wanted[run.key]]
+            if mine:
+                z = _predict_pack(run, [x for _, x in mine], device, precision)
+                logits[run.key].update(zip([i for i, _ in mine], z, strict=True))
     for run in runs:
         loss = math.nan
         if len(run.val):
-            z = torch.cat([logits[run.key][int(i)] for i in run.val])
+            z = torch.stack([logits[run.key][int(i)] for i in run.val])
             y = run.y[torch.as_tensor(run.val)].to(device)
             terms = [c(z, y[:, t]) for t, c in enumerate(run.criteria)]
             known = [t for t in terms if t is not None]
@@ -389,10 +392,29 @@ def _validate(runs: Sequence[Run], bags: BagSet, device: torch.device, precision
         run.log[-1]["val_loss"] = loss
 
 
-def _predict_one(run: Run, x: Tensor, device: torch.device, precision: str) -> Tensor:
+def _read_packs(
+    bags: BagSet, indices: Sequence[int], limit: int, device: torch.device
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Bags in packs of at most `limit` tiles; a longer bag stands alone."""
+    waiting: list[tuple[int, Tensor]] = []
+    tiles = 0
+    for index in indices:
+        x = bags.get(index).to(device)
+        if waiting and tiles + len(x) > limit:
+            yield waiting
+            waiting, tiles = [], 0
+        waiting.append((index, x))
+        tiles += len(x)
+    if waiting:
+        yield waiting
+
+
+def _predict_pack(
+    run: Run, inputs: Sequence[Tensor], device: torch.device, precision: str
+) -> Tensor:
     run.model.eval()
     with autocast(device, precision):
-        return run.model.forward_bags([run.normalise(x)]).logits.float()
+        return run.model.forward_bags([run.normalise(x) for x in inputs]).logits.float()
 
 
 @torch.no_grad()
@@ -405,8 +427,9 @@ def predict_logits(
     precision: str = "fp32",
 ) -> NDArray[np.float64]:
     """(runs, bags, columns) logits of the given bags; each bag is read once for all runs."""
-    out = []
-    for index in indices:
-        x = bags.get(int(index)).to(device)
-        out.append(torch.cat([_predict_one(r, x, device, precision) for r in runs]).cpu().numpy())
-    return np.array(out, dtype=np.float64).transpose(1, 0, 2)
+    limit = min(r.settings.pack_tiles for r in runs)
+    parts: list[list[Tensor]] = [[] for _ in runs]
+    for pack_ in _read_packs(bags, [int(i) for i in indices], limit, device):
+        for run, part in zip(runs, parts, strict=True):
+            part.append(_predict_pack(run, [x for _, x in pack_], device, precision))
+    return np.stack([torch.cat(p).double().cpu().numpy() for p in parts])

@@ -335,6 +335,11 @@ class FoldTrainer:
             "grid_losses": list(losses),
             "best_epochs": [r.best_epoch + 1 for r in members],
             "log": [r.log for r in members],
+            "test_digests": sorted(
+                name_digest(s)
+                for s, p in zip(plan.cohort.slide_ids, plan.cohort.patients, strict=True)
+                if p in set(fold.test)
+            ),
             "cohort_digests": sorted(
                 name_digest(n) for n in {*plan.cohort.patients, *plan.cohort.slide_ids}
             ),

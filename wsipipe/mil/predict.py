@@ -30,7 +30,7 @@ class PredictResult:
     Attributes:
         rows: One dictionary a slide and target, as in the file.
         skipped: Slides without a readable tile.
-        seen: Slides that took part in training.
+        seen: Slides of the training cohort; folds that held them out spoke about them.
         metrics: Figures at frozen thresholds, where labels were given.
     """
 
@@ -74,7 +74,7 @@ def predict(
     if labels is not None:
         _refuse_overlap(ensemble, labels, seen)
     elif seen:
-        say(f"{len(seen)} slide(s) took part in training: their predictions are too good.")
+        say(f"{len(seen)} slide(s) of the training cohort: left to the folds that held them out.")
     place = _device(device)
     for fold in ensemble.folds:
         fold.to(place)
@@ -91,7 +91,8 @@ def predict(
             raise ConfigError(f"{files[slide_id].path}: NaN in the features of readable tiles.")
         for t, target in enumerate(targets):
             with torch.no_grad():
-                said, spread, _ = ensemble.predict(bag, t)
+                chosen, _ = ensemble.folds_for(slide_id)
+                said, spread, _ = Ensemble(chosen).predict(bag, t)
             outputs[slide_id, t] = said
             rows.append(_row(slide_id, target, said, spread, len(bag), len(targets) > 1))
     for slide_id in skipped:
