@@ -39,23 +39,35 @@ def main() -> int:
     if not table.is_file():
         return status or 1
     show(table, seconds)
-    print(f"""
-Where everything lies:
-  {results}/features/texture/   one HDF5 file a slide: features, coords (level-0 pixels)
-  {results}/thumbnails/         outline and tile grid drawn on each slide: look at these first
-  {results}/tissue/             tissue outlines as GeoJSON; QuPath opens them
-  {table}         one line a slide: status, resolution, tiles""")
+    places = {
+        results / "features" / "texture": "one HDF5 file a slide: features, level-0 coords",
+        results / "thumbnails": "outline and tile grid on each slide: look at these first",
+        results / "tissue": "tissue outlines as GeoJSON; QuPath opens them",
+        table: "one line a slide: status, resolution, tiles",
+        results / "failures.csv": "what failed, and what to do about it",
+    }
     if options.slides is None:
-        print(f"  {slides}/truth/         where tissue and tumour really are; labels.csv beside it")
-    if (results / "failures.csv").is_file():
-        print(f"  {results}/failures.csv       what failed, and what to do about it")
-    print(f"""
-Next:
-  wsipipe extract {shlex.quote(str(slides))} --encoder texture --out {shlex.quote(str(results))}
-                                the same again: finished slides are not touched
-  wsipipe encoders              the catalogue of foundation models
-  wsipipe COMMAND --help        every command teaches by example""")
+        places[slides / "truth"] = "where tissue and tumour really are"
+        places[slides / "labels.csv"] = "which slides have tumour"
+    listing(
+        "Where everything lies:", {str(path): why for path, why in places.items() if path.exists()}
+    )
+    listing(
+        "Next (in an activated environment: . .venv/bin/activate):",
+        {
+            "wsipipe encoders": "the catalogue of foundation models",
+            f"wsipipe inspect {shlex.quote(str(slides))}": "what slides are, and what a run takes",
+            "wsipipe COMMAND --help": "every command teaches by example",
+        },
+    )
     return status
+
+
+def listing(title: str, lines: dict[str, str]) -> None:
+    width = max(map(len, lines))
+    print(
+        f"\n{title}", *(f"  {name.ljust(width)}   {why}" for name, why in lines.items()), sep="\n"
+    )
 
 
 def run(*arguments: str) -> int:

@@ -27,7 +27,9 @@ def test_half_of_the_patients_have_tumour_and_the_table_says_which(tmp_path: Pat
         by_patient.setdefault(row["patient_id"], []).append((row["label"], row["site"]))
     assert len(by_patient) == 4
     assert all(first == second for first, second in by_patient.values())
-    assert sorted(pairs[0][0] for pairs in by_patient.values()) == ["normal"] * 2 + ["tumour"] * 2
+    assert sorted(pairs[0] for pairs in by_patient.values()) == [
+        ("normal", "site-A"), ("normal", "site-B"), ("tumour", "site-A"), ("tumour", "site-B"),
+    ]  # fmt: skip
     for row in rows:
         assert (float(row["tumour_fraction"]) > 0) == (row["label"] == "tumour")
 

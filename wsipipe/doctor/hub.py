@@ -73,8 +73,8 @@ def _ask(endpoint: str) -> str:
     answer = ["no answer in time"]
 
     def ask() -> None:
-        request = urllib.request.Request(endpoint, method="HEAD")
         try:
+            request = urllib.request.Request(endpoint, method="HEAD")
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
                 answer[0] = ""
         except urllib.error.HTTPError:

@@ -147,9 +147,10 @@ def make_cohort(
         width: Level-0 pixels.
         height: Level-0 pixels; as the width when None.
         mpp: µm per level-0 pixel.
-        seed: Decides everything; slide k of a cohort does not depend on `n`, but for its label.
-        labels: Half of the patients have tumour and half have none, whatever their site. False:
-            all have tumour.
+        seed: Decides everything. What slide k looks like, but for label and site, does not depend
+            on `n`.
+        labels: Half of the patients have tumour and half have none, at every site. False: all have
+            tumour.
         tumour_fraction: Smallest and largest share of tumour in the tissue.
         slides_per_patient: Consecutive slides that share a patient, and with it label and site.
         sites: Number of sites. Slides of one site share a stain.
@@ -175,14 +176,14 @@ def make_cohort(
     _require(0 < low <= high <= 0.9, f"tumour fraction is {low} to {high}", "within 0 to 0.9")
     out = Path(out)
     patients = -(-n // slides_per_patient)
-    with_tumour = _tumour_patients(patients, seed) if labels else set(range(patients))
+    with_tumour, at_site = _draw_patients(patients, sites, labels, seed)
     rows, paths = [], []
     for index in range(n):
         patient = index // slides_per_patient
         rng = np.random.default_rng((seed, index))
         slide_id = f"slide-{index + 1:04d}"
         path = out / f"{slide_id}.svs"
-        site = int(np.random.default_rng((seed, patient, 3)).integers(sites))
+        site = at_site[patient]
         asked: dict[str, Any] = {
             "width": width, "height": width if height is None else height, "mpp": mpp,
             "seed": int(rng.integers(2**31)),
@@ -220,10 +221,17 @@ def _require(holds: bool, problem: str, allowed: str) -> None:
         raise ConfigError(f"synth: {problem}.", f"Allowed: {allowed}.")
 
 
-def _tumour_patients(patients: int, seed: int) -> set[int]:
-    """Half of the patients, rounded up, drawn by lot."""
-    order = np.random.default_rng((seed, 5)).permutation(patients)
-    return set(order[: -(-patients // 2)].tolist())
+def _draw_patients(
+    patients: int, sites: int, labels: bool, seed: int
+) -> tuple[set[int], dict[int, int]]:
+    """Who has tumour (half of them, rounded up, by lot), and each patient's site.
+
+    Either half is spread evenly over the sites: a site must not give the label away.
+    """
+    order = np.random.default_rng((seed, 5)).permutation(patients).tolist()
+    half = -(-patients // 2) if labels else patients
+    groups = (order[:half], order[half:])
+    return set(groups[0]), {p: k % sites for group in groups for k, p in enumerate(group)}
 
 
 def _finished(

@@ -107,7 +107,7 @@ class _Draw:
         nuclei = self._canvas()
         self._scatter(nuclei, 900, 2.3, 0.3, (1.6, 2.2), allowed=wall > 0.35)
         eosin = 0.30 * wall * (1 + 0.15 * self.medium) + 0.004
-        return self._fold(nuclei) + 0.01, eosin
+        return self._fold(nuclei) + 0.01, eosin.astype(np.float32)
 
     def _tumour(self) -> tuple[Field, Field]:
         # Solid and gland-forming nests of large, dark, unequal nuclei between bands of stroma.

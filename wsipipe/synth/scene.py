@@ -120,8 +120,8 @@ def draw_scene(
         return smooth_noise(rng, shape, max(um / mpp / step, 0.7))
 
     # Correlation lengths are capped in proportion for slides below about 4 mm.
-    tissue = _pieces(rng, shape, width / height, pieces) + 0.13 * wave(900) + 0.035 * wave(220)
-    tissue = np.minimum(tissue, _rim(shape))
+    tissue = np.minimum(_pieces(rng, shape, width / height, pieces), _rim(shape, 0.06))
+    tissue = np.minimum(tissue + 0.13 * wave(900) + 0.035 * wave(220), _rim(shape, 0.015))
     kinds = np.full((len(CLASSES), *shape), -9.0, np.float32)
     kinds[0] = 0.25 * wave(500)
     kinds[1] = 0.25 + 0.6 * wave(700)
@@ -160,11 +160,11 @@ def _pieces(rng: np.random.Generator, shape: tuple[int, int], aspect: float, pie
     return field
 
 
-def _rim(shape: tuple[int, int]) -> Field:
-    """Negative near the border of the slide: tissue is cut off by no edge."""
+def _rim(shape: tuple[int, int], share: float) -> Field:
+    """Negative within a share of the slide's border, so that no edge cuts tissue off."""
     rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) / n for n in shape)
     nearest = np.minimum(rows[:, None], columns[None, :])
-    return ((nearest - 0.03) * 8).astype(np.float32)
+    return ((nearest - share) * 8).astype(np.float32)
 
 
 def _tumour(blob: Field, tissue: Field, kinds: Field, fraction: float) -> Field:
