@@ -28,7 +28,7 @@ from wsipipe.tissue.morphology import (
 from wsipipe.tissue.settings import ClassicalSettings
 from wsipipe.types import BoolArray, Rgb, TileArray
 
-__all__ = ["find_pen"]
+__all__ = ["Ink", "black_ink", "cold_ink", "find_pen", "red_ink"]
 
 # Sum of the channels (thousandths of OD) from which on a pixel has a hue to speak of.
 _STAINED_TOTAL = 150
@@ -52,7 +52,7 @@ def find_pen(
     stained = density.sum(axis=2, dtype=np.int32) > _STAINED_TOTAL
     hue = _hue(density)
     found = np.zeros(rgb.shape[:2], dtype=bool)
-    for ink in (_cold(density), _red(density), _black(density)):
+    for ink in (cold_ink(density), red_ink(density), black_ink(density)):
         seeds = ink.certain
         if ink.only_wide:
             seeds = opening(seeds, scale, settings.pen_width_um / 2)
@@ -72,7 +72,7 @@ def find_pen(
 
 
 @dataclass(frozen=True)
-class _Ink:
+class Ink:
     """Where one kind of ink may be: (h, w) bool each.
 
     Attributes:
@@ -110,22 +110,24 @@ def _nearer_to_ink(
     return near
 
 
-def _cold(density: NDArray[np.int16]) -> _Ink:
+def cold_ink(density: NDArray[np.int16]) -> Ink:
     """Green, turquoise, blue."""
     red, green = density[..., 0], density[..., 1]
-    return _Ink(red - green > 80, red - green > 35, only_wide=False, only_open=False)
+    return Ink(red - green > 80, red - green > 35, only_wide=False, only_open=False)
 
 
-def _red(density: NDArray[np.int16]) -> _Ink:
+def red_ink(density: NDArray[np.int16]) -> Ink:
+    """Red; blood has the same colours."""
     red, green, blue = (density[..., c].astype(np.int32) for c in range(3))
     certain = (green > 350) & (red * 20 < green * 4) & (blue * 100 > green * 66)
     likely = (green > 150) & (red * 20 < green * 6) & (blue * 100 > green * 62)
-    return _Ink(certain, likely, only_wide=True, only_open=True)
+    return Ink(certain, likely, only_wide=True, only_open=True)
 
 
-def _black(density: NDArray[np.int16]) -> _Ink:
+def black_ink(density: NDArray[np.int16]) -> Ink:
+    """Black, also over tissue."""
     low, high = density.min(axis=2).astype(np.int32), density.max(axis=2).astype(np.int32)
     spread = high - low
     certain = (low > 600) & (spread * 10 < low * 6)
     likely = (low > 350) & (spread * 10 < low * 6)
-    return _Ink(certain, likely, only_wide=True, only_open=False)
+    return Ink(certain, likely, only_wide=True, only_open=False)
