@@ -22,7 +22,7 @@ from wsipipe.pretrain.views import ViewBatch
 __all__ = ["Finetune"]
 
 # timm's names of the linear layers in a block of a ViT, and of ConvNeXt and Swin.
-_LORA_TARGETS = r".*\b(qkv|proj|fc1|fc2)$"
+_LORA_TARGETS = r".*\b(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)$"
 
 
 class Finetune(Method):
