@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,12 +57,15 @@ class Stage:
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = _DEFAULT_BYTES) -> None:
+        where = Path(folder)
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+            where.mkdir(parents=True, exist_ok=True)
+            _remove_orphans(where)
+            prefix = f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-"
+            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
         except OSError as error:
             raise OutputError(
-                folder, f"cannot be written ({error.strerror})", "Choose another --stage folder."
+                where, f"cannot be written ({error.strerror})", "Choose another --stage folder."
             ) from error
         self._max_bytes = max_bytes
         self._copies: dict[str, _Copy] = {}
@@ -174,6 +178,25 @@ class Stage:
         shutil.rmtree(copy.folder, ignore_errors=True)
         with self._lock:
             self._used -= copy.size
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Delete what processes of this host left behind when they were killed."""
+    prefix = f"{_PREFIX}{socket.gethostname()}-"
+    for left in folder.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        if left.is_dir() and not left.is_symlink() and pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _size(path: str) -> int:
