@@ -152,7 +152,7 @@ def build_backbone(arch: Arch, *, masking: bool = False, teacher: bool = False) 
     if arch.drop_path and not teacher:
         args["drop_path_rate"] = arch.drop_path
     try:
-        net = timm_model(arch.timm, args)
+        net: Any = timm_model(arch.timm, args)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"timm cannot build {arch.timm!r} with {args}: {error}") from None
     if arch.grad_checkpointing:

@@ -43,4 +43,4 @@ def gather_rows(x: Tensor) -> Tensor:
         return x
     from lightly.utils.dist import gather
 
-    return torch.cat(gather(x), dim=0)  # type: ignore[no-untyped-call]
+    return torch.cat(gather(x), dim=0)

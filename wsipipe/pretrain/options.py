@@ -179,7 +179,7 @@ class Views(_Frozen):
         mean, std: Normalisation of values in 0..1; null = none. Travels with the encoder.
     """
 
-    global_: Crop = Field(Crop(), alias="global")
+    global_: Crop = Field(Crop(n=2), alias="global")
     local: Crop = Crop(n=0, px=96, area=(0.05, 0.32))
     flip: Literal["", "h", "hv"] = "hv"
     rot90: bool = False
@@ -189,7 +189,7 @@ class Views(_Frozen):
     blur_p: Triple = (0.0, 0.0, 0.0)
     blur_sigma: Pair = (0.1, 2.0)
     solarize_p: Triple = (0.0, 0.0, 0.0)
-    stain: Stain = Stain()
+    stain: Stain = Stain(hed=0.0)
     shuffle: tuple[Share, int] = (0.0, 4)
     weak_first: bool = False
     mean: tuple[float, float, float] | None = (0.485, 0.456, 0.406)

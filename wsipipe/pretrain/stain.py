@@ -48,7 +48,8 @@ def hed_jitter(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     log_rgb = (images + _EPS).log_().flatten(2)
     mixed = matrix.transpose(1, 2) @ log_rgb
     mixed -= (shift @ stains)[:, :, None]
-    return (mixed.exp_() - _EPS).clamp_(0, 1).view_as(images)
+    jittered: Tensor = (mixed.exp_() - _EPS).clamp_(0, 1).view_as(images)
+    return jittered
 
 
 def lab_statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,8 @@ def match_statistics(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     own_mean, own_std = lab_statistics(lab)
     gain = (std / own_std.clamp_min(1e-3))[:, :, None, None]
     moved = (lab - own_mean[:, :, None, None]) * gain + mean[:, :, None, None]
-    return lab_to_rgb(moved).clamp_(0, 1)
+    matched: Tensor = lab_to_rgb(moved).clamp_(0, 1)
+    return matched
 
 
 def randstainna(images: Tensor, draws: Tensor, std_hyper: float = -0.3) -> Tensor:
@@ -102,4 +104,5 @@ def recolour_to_dab(images: Tensor) -> Tensor:
     brown[1] = stains[2] * 0.7
     matrix = torch.linalg.inv(stains) @ brown
     density = -(images.clamp_min(0) + _EPS).log().flatten(2)
-    return (-(matrix.T @ density)).exp().clamp(0, 1).view_as(images)
+    recoloured: Tensor = (-(matrix.T @ density)).exp().clamp(0, 1).view_as(images)
+    return recoloured

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -35,7 +35,7 @@ __all__ = ["Anchors", "SlideSource", "allowed_mpp", "hsv_share"]
 log = logging.getLogger(__name__)
 
 _TRIES = 12
-_CANDIDATES = 16
+_CANDIDATES = 8
 _MAX_UPSAMPLE = 1.10
 _TOLERANCE = 0.05
 
@@ -72,6 +72,17 @@ class _Open:
     slide: Slide
     tissue: TissueMask
     places: NDArray[np.int64]  # flat indices of mask pixels that are tissue
+    plans: dict[float, ReadPlan] = field(default_factory=dict)
+
+    def plan(self, mpp: float) -> ReadPlan:
+        """How pixels at `mpp` are read; remembered, for exact arithmetic takes its time."""
+        if mpp not in self.plans:
+            if len(self.plans) > 1000:  # continuous magnification
+                self.plans.clear()
+            self.plans[mpp] = choose_level(
+                self.slide, mpp, mpp_tolerance=_TOLERANCE, max_upsample=_MAX_UPSAMPLE
+            )
+        return self.plans[mpp]
 
 
 class SlideSource:
@@ -130,7 +141,7 @@ class SlideSource:
                 len(self.units),
                 sampler.slides_per_batch,
             )
-        self.names = [u.entry.slide_id for u in self.units]
+        self.names: Sequence[str] = [u.entry.slide_id for u in self.units]
         self.anchors = anchors
         self._areas = np.array([u.tissue_mm2 for u in self.units])
 
@@ -205,6 +216,18 @@ class SlideSource:
             opened.slide.close()
         self._open.clear()
 
+    def sample_slide(self, index: int, n: int, seed: int) -> tuple[TileArray, NDArray[np.float64]]:
+        """Random tiles of one slide: (n, px, px, 3) uint8, and (n, 2) centres in level-0 pixels."""
+        rng = np.random.default_rng([seed, index, 2])
+        opened = self._get(index)
+        mpp = self._draw_mpp(self.units[index], rng)
+        plan = choose_level(opened.slide, mpp, mpp_tolerance=_TOLERANCE, max_upsample=_MAX_UPSAMPLE)
+        down = opened.slide.levels[plan.level].downsample
+        edge = np.array([float(plan.scale[a]) * self.px for a in (0, 1)])
+        corners = self._place(opened, plan, rng.random((n, _CANDIDATES, 5)), None)
+        tiles = [_read(opened.slide, plan, corner, self.px) for corner in corners]
+        return np.stack(tiles), corners * np.array([float(d) for d in down]) + edge / 2
+
     # -- batches ----------------------------------------------------------------------------
 
     def batch(self, index: int, n: int, rows: slice) -> TileBatch:
@@ -219,8 +242,9 @@ class SlideSource:
         else:
             slides = self._draw_slides(pool, n, rng)
         mpp = np.array([self._draw_mpp(self.units[s], rng) for s in slides])
-        seeds = rng.integers(0, 2**63, n)
-        mine = range(n)[rows]
+        seeds, draws = rng.integers(0, 2**63, n), rng.random((n, _CANDIDATES, 5))
+        mine = np.arange(n)[rows]
+        corners = self._all_places(mine, slides, mpp, draws, centres)
         region_px = self.sampler.region.px if self.sampler.region else 0
         tiles = np.empty((len(mine), self.px, self.px, 3), np.uint8)
         regions = np.empty((len(mine), region_px, region_px, 3), np.uint8) if region_px else None
@@ -228,7 +252,9 @@ class SlideSource:
         def read(k: int) -> None:
             row = mine[k]
             centre = None if centres is None else centres[row]
-            tiles[k], region = self._tile(int(slides[row]), mpp[row], int(seeds[row]), centre)
+            tiles[k], region = self._tile(
+                int(slides[row]), mpp[row], int(seeds[row]), corners[k], centre
+            )
             if regions is not None and region is not None:
                 regions[k] = region
 
@@ -273,24 +299,46 @@ class SlideSource:
         weights = np.array(list(unit.options.values()))
         return float(rng.choice(values, p=weights / weights.sum()))
 
+    def _all_places(
+        self,
+        mine: NDArray[np.int64],
+        slides: NDArray[np.int64],
+        mpp: NDArray[np.float64],
+        draws: NDArray[np.float64],
+        centres: NDArray[np.float64] | None,
+    ) -> NDArray[np.int64]:
+        """First corners of this process's rows, (len(mine), 2); one look-up a slide and mpp."""
+        corners = np.empty((len(mine), 2), np.int64)
+        keys = np.stack([slides[mine].astype(np.float64), mpp[mine]], axis=1)
+        for key in np.unique(keys, axis=0):
+            group = np.flatnonzero((keys == key).all(axis=1))
+            opened = self._get(int(key[0]))
+            around = None if centres is None else centres[mine[group]]
+            corners[group] = self._place(opened, opened.plan(key[1]), draws[mine[group]], around)
+        return corners
+
     def _tile(
-        self, index: int, mpp: float, seed: int, centre: NDArray[np.float64] | None
+        self,
+        index: int,
+        mpp: float,
+        seed: int,
+        corner: NDArray[np.int64],
+        centre: NDArray[np.float64] | None,
     ) -> tuple[TileArray, TileArray | None]:
+        """Read a tile; elsewhere if it cannot be read or the colour filter refuses it."""
         opened, rng = self._get(index), np.random.default_rng(seed)
-        plan = choose_level(opened.slide, mpp, mpp_tolerance=_TOLERANCE, max_upsample=_MAX_UPSAMPLE)
+        plan = opened.plan(mpp)
+        around = None if centre is None else centre[None]
         problem: ReadError | None = None
-        tile = None
+        tile, hsv = None, self.sampler.hsv
         for _ in range(_TRIES):
-            corner = self._place(opened, plan, rng, centre)
             try:
                 tile = _read(opened.slide, plan, corner, self.px)
+                if hsv is None or hsv_share(tile, hsv) >= hsv.share:
+                    break
             except ReadError as error:
                 problem = error
-                continue
-            if self.sampler.hsv is None or hsv_share(tile, self.sampler.hsv) >= (
-                self.sampler.hsv.share
-            ):
-                break
+            corner = self._place(opened, plan, rng.random((1, _CANDIDATES, 5)), around)[0]
         if tile is None:
             assert problem is not None
             raise problem
@@ -300,39 +348,50 @@ class SlideSource:
         self,
         opened: _Open,
         plan: ReadPlan,
-        rng: np.random.Generator,
-        centre: NDArray[np.float64] | None,
-    ) -> tuple[int, int]:
-        """Top-left corner, in pixels of the plan's level, of a tile with enough tissue."""
+        draws: NDArray[np.float64],
+        centres: NDArray[np.float64] | None,
+    ) -> NDArray[np.int64]:
+        """Corners, in pixels of the plan's level, of R tiles with enough tissue.
+
+        Args:
+            opened: Slide and tissue.
+            plan: How tiles are read.
+            draws: (R, K, 5) uniform numbers for K candidates each; the first that has enough
+                tissue is taken, else the one with most.
+            centres: (R, 2) level-0 pixels to stay near, or None for anywhere in the tissue.
+
+        Returns:
+            (R, 2) int64.
+        """
         slide, level = opened.slide, opened.slide.levels[plan.level]
         down = np.array([float(d) for d in level.downsample])
         edge = np.array([_source_px(plan, level.downsample, self.px, a) for a in (0, 1)])
-        if centre is not None and not np.isnan(centre).any():
-            middle = centre + rng.uniform(-0.5, 0.5, (_CANDIDATES, 2)) * edge * down
+        if centres is not None and not np.isnan(centres).any():
+            middle = centres[:, None] + (draws[..., 1:3] - 0.5) * edge * down
         else:
-            places = rng.choice(opened.places, _CANDIDATES)
+            places = opened.places[(draws[..., 0] * len(opened.places)).astype(np.int64)]
             width = opened.tissue.mask.shape[1]
-            pixel = np.stack([places % width, places // width], axis=1)
+            pixel = np.stack([places % width, places // width], axis=-1)
             step = np.array([float(d) for d in opened.tissue.downsample])
-            middle = (pixel + rng.random((_CANDIDATES, 2))) * step
-        corner = middle / down - edge / 2
-        corner = np.floor(corner) + 0.0
+            middle = (pixel + draws[..., 1:3]) * step
+        corner = np.floor(middle / down - edge / 2)
         if self.sampler.snap:
-            corner = _snapped(corner, edge, slide.block_sizes[plan.level], rng)
+            corner = _snapped(corner, edge, slide.block_sizes[plan.level], draws[..., 3:5])
         room = np.maximum(0, np.array([level.width, level.height]) - edge)
         corner = np.clip(corner, 0, room)
-        boxes = np.concatenate([corner * down, (corner + edge) * down], axis=1)
-        covered = opened.tissue.coverage(boxes)
-        good = np.flatnonzero(covered >= self.sampler.tissue)
-        best = good[0] if len(good) else int(covered.argmax())
-        return int(corner[best, 0]), int(corner[best, 1])
+        boxes = np.concatenate([corner * down, (corner + edge) * down], axis=-1).reshape(-1, 4)
+        covered = opened.tissue.coverage(boxes).reshape(corner.shape[:2])
+        good = covered >= self.sampler.tissue
+        best = np.where(good.any(axis=1), good.argmax(axis=1), covered.argmax(axis=1))
+        chosen: NDArray[np.int64] = corner[np.arange(len(corner)), best].astype(np.int64)
+        return chosen
 
     def _region(
         self,
         slide: Slide,
         mpp: float,
         plan: ReadPlan,
-        corner: tuple[int, int],
+        corner: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> TileArray | None:
         spec = self.sampler.region
@@ -341,7 +400,7 @@ class SlideSource:
         down = slide.levels[plan.level].downsample
         edge = np.array([float(plan.scale[a]) * self.px for a in (0, 1)])
         offset = rng.random(2) * edge * (spec.factor - 1)
-        x, y = (int(corner[a] * down[a] - offset[a]) for a in (0, 1))
+        x, y = (int(int(corner[a]) * down[a] - offset[a]) for a in (0, 1))
         coarse = mpp * spec.factor * self.px / spec.px
         return slide.read(x, y, spec.px, spec.px, mpp=coarse)
 
@@ -374,7 +433,7 @@ def _source_px(plan: ReadPlan, down: tuple[Fraction, Fraction], px: int, axis: i
     return max(1, round(float(plan.scale[axis] / down[axis]) * px))
 
 
-def _read(slide: Slide, plan: ReadPlan, corner: tuple[int, int], px: int) -> TileArray:
+def _read(slide: Slide, plan: ReadPlan, corner: NDArray[np.int64], px: int) -> TileArray:
     """A tile; resampled by area (or cubic where coarser), to the nearest whole source pixel.
 
     Extraction resamples exactly (`Slide.read`); here a third of a pixel more or less is nothing
@@ -382,13 +441,13 @@ def _read(slide: Slide, plan: ReadPlan, corner: tuple[int, int], px: int) -> Til
     """
     down = slide.levels[plan.level].downsample
     width, height = (_source_px(plan, down, px, a) for a in (0, 1))
-    pixels = slide.read_level(plan.level, *corner, width, height)
+    pixels = slide.read_level(plan.level, int(corner[0]), int(corner[1]), width, height)
     if (width, height) == (px, px):
         return pixels
     import cv2
 
     how = cv2.INTER_AREA if width > px else cv2.INTER_CUBIC
-    resized: TileArray = cv2.resize(pixels, (px, px), interpolation=how)  # type: ignore[assignment]
+    resized: TileArray = cv2.resize(pixels, (px, px), interpolation=how)
     return resized
 
 
@@ -396,7 +455,7 @@ def _snapped(
     corner: NDArray[np.float64],
     edge: NDArray[np.int64],
     block: tuple[int, int],
-    rng: np.random.Generator,
+    draws: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Move corners, by less than a block, so that tiles touch as few blocks as they can."""
     size = np.array(block)
@@ -404,4 +463,5 @@ def _snapped(
         return corner  # strips or single images: nothing to win
     slack = -(-edge // size) * size - edge
     start = np.round(corner / size) * size
-    return start + np.floor(rng.random(corner.shape) * (slack + 1))
+    moved: NDArray[np.float64] = start + np.floor(draws * (slack + 1))
+    return moved

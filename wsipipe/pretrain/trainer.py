@@ -247,7 +247,7 @@ class Trainer:
         cuda = self.device.type == "cuda"
         model: nn.Module = self.method
         if cuda:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(
             model, device_ids=[self.device.index] if cuda else None, broadcast_buffers=False
         )
@@ -331,8 +331,8 @@ class Trainer:
         if not self._pending:
             return
         losses = torch.stack([loss for _, loss, _ in self._pending])
-        losses = (all_reduce_sum(losses) / world_size()).tolist()
-        for (step, _, values), loss in zip(self._pending, losses, strict=True):
+        means = (all_reduce_sum(losses) / world_size()).tolist()
+        for (step, _, values), loss in zip(self._pending, means, strict=True):
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss is {loss} at step {step}.",

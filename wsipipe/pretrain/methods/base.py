@@ -111,7 +111,7 @@ class Method(nn.Module):
 @torch.no_grad()
 def ema_update(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """teacher = momentum·teacher + (1 − momentum)·student; buffers are copied."""
-    own = [p for p in teacher.parameters() if p.is_floating_point()]
+    own: list[Tensor] = [p for p in teacher.parameters() if p.is_floating_point()]
     other = [p.detach() for p in student.parameters() if p.is_floating_point()]
     torch._foreach_lerp_(own, other, 1 - momentum)
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):

@@ -124,7 +124,8 @@ class Dino(Method):
     def _encode(net: Backbone, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, 1 + N, dim): the summary token, then patch tokens (none for other networks)."""
         if not net.is_vit:
-            return net(images).unsqueeze(1)
+            whole: Tensor = net(images)
+            return whole.unsqueeze(1)
         tokens = net.tokens(images, mask=mask)
         return torch.cat([net.summary(tokens).unsqueeze(1), tokens[:, net.n_prefix :]], dim=1)
 

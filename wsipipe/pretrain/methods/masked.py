@@ -45,6 +45,8 @@ class Reconstruction(nn.Module):
         o: Options with decoder_dim, decoder_depth, decoder_heads.
     """
 
+    positions: Tensor
+
     def __init__(self, student: Backbone, px: int, o: ReconstructOptions) -> None:
         from timm.models.vision_transformer import Block
 
@@ -85,7 +87,7 @@ class Reconstruction(nn.Module):
     def _positions(self, n: int) -> Tensor:
         if n + self.n_prefix == self.positions.shape[1]:
             return self.positions
-        table = sincos(self.positions.shape[-1], int(n**0.5), self.n_prefix)
+        table = sincos(int(self.positions.shape[-1]), int(n**0.5), self.n_prefix)
         return table.to(self.positions)
 
 
@@ -163,7 +165,7 @@ class Beit(Method):
 
     min_batch = 1
     masking = True
-    plain = False
+    codebook: Tensor
 
     def __init__(self, recipe: Recipe, classes: dict[str, int] | None = None) -> None:
         from timm.models.vision_transformer import Block
@@ -175,7 +177,7 @@ class Beit(Method):
         self.neck = nn.Sequential(*[Block(dim, heads, qkv_bias=True) for _ in range(o.neck_depth)])
         self.neck_norm = nn.LayerNorm(dim)
         self.classify = nn.Linear(dim, o.codes)
-        self.tokenizer = _frozen_teacher(o.teacher) if o.teacher else None
+        self.tokenizer: Backbone | None = _frozen_teacher(o.teacher) if o.teacher else None
         width = self.tokenizer.dim if self.tokenizer else 48
         self.register_buffer("codebook", torch.zeros(o.codes, width))
 
