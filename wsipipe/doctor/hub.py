@@ -43,7 +43,7 @@ def cache(*, quick: bool) -> Iterator[Finding]:
 
 
 def _cached(card: object) -> bool:
-    from wsipipe.encoders.create import source_of
+    from wsipipe.encoders.sourcing import source_of
 
     source = source_of(card)  # type: ignore[arg-type]
     return source.repo is not None and weights.cached(source) is not None
