@@ -15,19 +15,19 @@ from wsipipe.errors import ReadError, ResolutionError
 from wsipipe.slide.resample import resample
 
 
+def shares(start, step, count, size):
+    """(count, size): share of each source pixel's unit interval in each output footprint."""
+    edges = np.arange(size)
+    low = (start + np.arange(count) * step)[:, None]
+    covered = np.clip(np.minimum(edges + 1, low + step) - np.maximum(edges, low), 0, None)
+    return covered / covered.sum(1, keepdims=True)
+
+
 def area_average(image, x, y, step, width, height):
-    """Slow and plain: every output pixel is the exact mean over its footprint."""
-    out = np.empty((height, width, 3))
-    for j in range(height):
-        for i in range(width):
-            x0, x1 = x + i * step[0], x + (i + 1) * step[0]
-            y0, y1 = y + j * step[1], y + (j + 1) * step[1]
-            xs, ys = np.arange(int(x0), int(np.ceil(x1))), np.arange(int(y0), int(np.ceil(y1)))
-            wx = np.minimum(xs + 1, x1) - np.maximum(xs, x0)
-            wy = np.minimum(ys + 1, y1) - np.maximum(ys, y0)
-            part = image[np.ix_(ys, xs)].astype(float)
-            out[j, i] = np.einsum("y,x,yxc->c", wy, wx, part) / (wx.sum() * wy.sum())
-    return out
+    """Plain: every output pixel is the exact mean over its footprint, in float64."""
+    across = shares(x, step[0], width, image.shape[1])
+    down = shares(y, step[1], height, image.shape[0])
+    return np.einsum("jy,yxc,ix->jic", down, image.astype(float), across, optimize=True)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,10 @@ def _jpeg(data: bytes, form: BlockFormat, out: TileArray, least: tuple[int, int]
     if form.samples == 1:
         colour, wanted = None, "GRAYSCALE"
     else:
-        # Aperio stores RGB without saying so in the stream: the TIFF's word is what counts.
-        colour, wanted = ("YCBCR" if form.photometric == YCBCR else "RGB"), "RGB"
+        # Aperio stores RGB without saying so in the stream: the container's word is what counts,
+        # unless the stream is a JFIF file, which is always YCbCr (some DICOM converters say RGB).
+        luma = form.photometric == YCBCR or data[6:11] == b"JFIF\0"
+        colour, wanted = ("YCBCR" if luma else "RGB"), "RGB"
     target = out[..., 0] if form.samples == 1 else out
     if least != (out.shape[1], out.shape[0]):
         width, height = _jpeg_size(data)
