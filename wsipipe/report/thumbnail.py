@@ -127,7 +127,8 @@ def _with_footer(picture: PilImage, slide_id: str, um_px: float) -> PilImage:
     target = whole.width * um_px / 5
     bar_um = max((b for b in _BAR_UM if b <= target), default=_BAR_UM[0])
     length = bar_um / um_px
-    label = f"{bar_um / 1000:g} mm" if bar_um >= 1000 else f"{bar_um:g} µm"
+    # Pillow's own font has no µ.
+    label = f"{bar_um / 1000:g} mm"
     x1, y = whole.width - text_px / 2, picture.height + text_px * 1.6
     draw.line((x1 - length, y, x1, y), fill=_INK, width=max(2, text_px // 6))
     label_width = draw.textlength(label, font=font)

@@ -96,7 +96,7 @@ def detect_tissue_rgb(
     found &= ~ink
     found = morphology.drop_specks(found, scale, settings.min_tissue_mm2)
     if method == "auto":
-        found = _drop_unstained_parts(found, rgb, background)
+        found = _drop_unstained_parts(found, rgb, background, ink_too=settings.pen)
     return Regions(found, ink, background)
 
 
@@ -154,7 +154,9 @@ def _by_density(
     return found
 
 
-def _drop_unstained_parts(found: BoolArray, rgb: TileArray, background: Rgb) -> BoolArray:
+def _drop_unstained_parts(
+    found: BoolArray, rgb: TileArray, background: Rgb, *, ink_too: bool
+) -> BoolArray:
     """Leave out connected parts that are, as a whole, grey (dust, edges) or ink (a pen's halo)."""
     import cv2
 
@@ -162,8 +164,10 @@ def _drop_unstained_parts(found: BoolArray, rgb: TileArray, background: Rgb) -> 
     _, labels = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
     spread = np.bincount(labels.ravel(), (density.max(axis=2) - density.min(axis=2)).ravel())
     total = np.bincount(labels.ravel(), density.sum(axis=2, dtype=np.int32).ravel())
-    cold = np.bincount(labels.ravel(), (density[..., 0] - density[..., 1]).ravel())
-    keep = (3 * spread >= _GREY_PART_SHARE * total) & (cold < _INK_PART_SHARE * total)
+    keep = 3 * spread >= _GREY_PART_SHARE * total
+    if ink_too:
+        cold = np.bincount(labels.ravel(), (density[..., 0] - density[..., 1]).ravel())
+        keep &= cold < _INK_PART_SHARE * total
     keep[0] = False
     kept: BoolArray = keep[labels]
     return kept

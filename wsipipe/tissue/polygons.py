@@ -105,7 +105,9 @@ def _polygon(rings: Any, name: str) -> Iterator[Shape]:
     usable = []
     for index, ring in enumerate(rings):
         points = np.asarray(ring, dtype=np.float64)
-        if points.size == 0 and index:
+        if points.size == 0:
+            if index == 0:
+                return
             continue
         if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
             raise ValueError("a ring must be a list of finite [x, y]")
