@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsipipe.errors import OutputError
+from wsipipe.errors import OutputError, StoreError
 from wsipipe.store import PartialRows, remove_stale_partials
 from wsipipe.store._owner import Owner, this_host
 from wsipipe.store.partial import find_partials
@@ -219,3 +219,17 @@ def test_a_full_disk_is_said_and_flushed_rows_survive(small_disk: Path) -> None:
     path.rename(path.parent / f"{path.name.split('.')[0]}.free.part")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= 200
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(70_000.0, "float16"), (np.nan, "float32")])
+def test_numbers_that_cannot_be_stored_are_refused(
+    tmp_path: Path, value: float, dtype: str
+) -> None:
+    partial = open_rows(tmp_path, dtype=dtype)
+    features = np.ones((3, DIM), np.float32)
+    features[1, 2] = value
+    with pytest.raises(StoreError, match="1 tiles features that are no finite"):
+        partial.put(np.arange(3), features, np.zeros(3, np.uint8))
+    assert not partial.done.any()
+    partial.put(np.arange(3), features, np.array([0, 1, 0], np.uint8))
+    assert partial.done.sum() == 3

@@ -17,7 +17,7 @@ def command(
     ],
     dest: Annotated[
         Path | None,
-        typer.Option("--dest", "--out", help="Where to write.  [default: OUT/export/<layout>]"),
+        typer.Option("--dest", "--out", help="Where to write; default: OUT/export/<layout>."),
     ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Only this folder of features/; again for more.")
@@ -26,12 +26,17 @@ def command(
 ) -> None:
     """Write the features of a run as another tool lays them out; the run itself stays as it is.
 
-        wsipipe export wsipipe-out --to trident --dest job/
-        wsipipe export wsipipe-out --to clam --dest CLAM_FEATURES --encoder phikon
-        wsipipe export wsipipe-out --to stamp          # coordinates in µm
-        wsipipe export wsipipe-out --to anndata        # one .h5ad a slide
+    [bold]Examples[/bold]
 
-    Parquet needs the extra [export], Zarr the extra [zarr].
+      wsipipe export wsipipe-out --to trident --dest job/
+
+      wsipipe export wsipipe-out --to clam --dest CLAM_FEATURES --encoder phikon
+
+      wsipipe export wsipipe-out --to stamp          # coordinates in µm
+
+      wsipipe export wsipipe-out --to anndata        # one .h5ad a slide
+
+    Parquet needs the extra "export", Zarr the extra "zarr".
     """
     from wsipipe.store.layouts import export_run
 

@@ -40,9 +40,13 @@ def command(
     Units are read, never guessed: TRIDENT and CLAM keep level-0 pixels, STAMP keeps µm. What the
     files do not say (a pixel's size, CLAM's encoder) has to be given.
 
-        wsipipe import job/ --from trident --out run1
-        wsipipe import FEATURES --from clam --encoder uni_v1 --slides /data/slides
-        wsipipe import stamp-out --from stamp --slide-mpp 0.2528
+    [bold]Examples[/bold]
+
+      wsipipe import job/ --from trident --out run1
+
+      wsipipe import FEATURES --from clam --encoder uni_v1 --slides /data/slides
+
+      wsipipe import stamp-out --from stamp --slide-mpp 0.2528
     """
     from wsipipe.errors import ConfigError
     from wsipipe.store.layouts import Wanted, import_run

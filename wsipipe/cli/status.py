@@ -26,9 +26,13 @@ def command(
     It may be asked at any time, from any machine that sees the folder, while any number of
     processes work on it. A slide is done because its feature file is there.
 
-        wsipipe status wsipipe-out
-        wsipipe status wsipipe-out --watch
-        wsipipe status wsipipe-out --json | jq .counts
+    [bold]Examples[/bold]
+
+      wsipipe status wsipipe-out
+
+      wsipipe status wsipipe-out --watch
+
+      wsipipe status wsipipe-out --json | jq .counts
 
     It also reads a job folder of TRIDENT.
     """

@@ -31,9 +31,13 @@ def command(
     reads have no numbers, the order of the coordinates, records against files. Leftovers of killed
     runs and mixed precisions are noted; they are no damage.
 
-        wsipipe verify wsipipe-out
-        wsipipe verify wsipipe-out --quick
-        wsipipe verify wsipipe-out --sample 20     # needs the slides and the weights
+    [bold]Examples[/bold]
+
+      wsipipe verify wsipipe-out
+
+      wsipipe verify wsipipe-out --quick
+
+      wsipipe verify wsipipe-out --sample 20     # needs the slides and the weights
     """
     from wsipipe.store.verify import verify_run
 

@@ -70,8 +70,10 @@ class Lease:
     def release(self) -> None:
         """Give the key back. Nothing happens if the lease is lost already."""
         self._leases._forget(self)
-        if self.held and self.check():
-            self._path.unlink(missing_ok=True)
+        # A server that is away now will find the lease stale later.
+        with suppress(OSError):
+            if self.held and self.check():
+                self._path.unlink(missing_ok=True)
         self.held = False
 
     def __enter__(self) -> Lease:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.errors import StoreError
 from wsipipe.store._owner import Owner, this_process
 from wsipipe.store._steps import step
 from wsipipe.store.identity import identity_hash
@@ -210,12 +211,14 @@ class PartialRows:
             status: (B,) uint8, 0 good, 1 read failed.
 
         Raises:
+            StoreError: A good tile's features are not finite numbers in the stored dtype.
             OutputError: The disk is full. What was flushed before stays usable.
         """
         # A copy: the caller's buffer is filled again by the next batch.
         with np.errstate(over="ignore"):
             values = np.array(features, dtype=self.dtype, order="C", copy=True)
         values[status > 0] = np.nan
+        self._refuse_infinite(values, status)
         with self._lock:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
@@ -229,6 +232,19 @@ class PartialRows:
             ]
             if self._due():
                 self._flush()
+
+    def _refuse_infinite(self, values: FloatArray, status: NDArray[np.uint8]) -> None:
+        broken = ~np.isfinite(values).all(axis=1) & (status == 0)
+        if broken.any():
+            remedy = "Try --precision fp32."
+            if self.dtype == np.float16:
+                remedy = "Try --dtype float32 (float16 ends at 65,504), or --precision fp32."
+            raise StoreError(
+                self.final,
+                f"the encoder gave {np.count_nonzero(broken)} tiles features that are no finite "
+                f"numbers in {self.dtype.name}.",
+                remedy,
+            )
 
     def flush_if_due(self) -> None:
         """Flush if rows have waited for `flush_s`; for a clock of the caller's between batches."""
