@@ -72,24 +72,25 @@ def repeat_edge(
     out: TileArray,
     corner: tuple[int, int],
     level_size: tuple[int, int],
+    begin: tuple[int, int] | None = None,
     end: tuple[int, int] | None = None,
 ) -> None:
-    """Repeat a level's last column and row in the part of `out` that lies beyond them.
+    """Repeat a level's outermost pixels in the part of `out` that lies beyond them.
 
-    A level whose size was rounded down ends up to a pixel before the slide does; what lies
-    between is tissue cut in half, not background.
+    A level whose size was rounded down ends up to a pixel before the slide does, and linear
+    interpolation looks half a pixel beyond its edges; what lies there is not background.
 
     Args:
         out: (h, w, 3) uint8, a region of the level.
         corner: Its (x, y) in pixels of the level.
         level_size: (width, height) of the level.
-        end: Where to stop, (x, y) in pixels of the level; default: fill all of `out`.
+        begin, end: From where to where, (x, y) in pixels of the level; default: all of `out`.
     """
-    x, y = corner
-    stop_x, stop_y = (end[0] - x, end[1] - y) if end else (out.shape[1], out.shape[0])
-    if x < level_size[0] < x + out.shape[1]:
-        edge = level_size[0] - x
-        out[:, edge:stop_x] = out[:, edge - 1 : edge]
-    if y < level_size[1] < y + out.shape[0]:
-        edge = level_size[1] - y
-        out[edge:stop_y] = out[edge - 1 : edge]
+    for axis, view in ((0, out.swapaxes(0, 1)), (1, out)):
+        at, size, length = corner[axis], level_size[axis], len(view)
+        low = 0 if begin is None else max(0, begin[axis] - at)
+        high = length if end is None else min(length, end[axis] - at)
+        if at < 0 < at + length:
+            view[low:-at] = view[-at]
+        if at < size < at + length:
+            view[size - at : high] = view[size - at - 1]

@@ -257,22 +257,20 @@ class Slide:
         step = (plan.scale[0] / level.downsample[0], plan.scale[1] / level.downsample[1])
         x0, x1 = axis_span(start[0], step[0], width)
         y0, y1 = axis_span(start[1], step[1], height)
-        source = self.read_level_padded(plan.level, x0, y0, x1 - x0, y1 - y0)
-        return resample(source, (start[0] - x0, start[1] - y0), step, (width, height))
-
-    def read_level_padded(self, level: int, x: int, y: int, width: int, height: int) -> TileArray:
-        """Like `read_level`, but a last partial pixel that the level lacks repeats its neighbour.
-
-        A level whose size was rounded down ends before the slide does; what lies between is not
-        background.
-        """
-        source = self.read_level(level, x, y, width, height)
-        full = self.levels[level]
-        end_x, end_y = (
-            -(-size // ratio) for size, ratio in zip(self.dimensions, full.downsample, strict=True)
+        source = self.read_level(plan.level, x0, y0, x1 - x0, y1 - y0)
+        margin = 1 if plan.mode == "interpolate" else 0
+        end = [
+            -(-size // ratio) + margin
+            for size, ratio in zip(self.dimensions, level.downsample, strict=True)
+        ]
+        repeat_edge(
+            source,
+            (x0, y0),
+            (level.width, level.height),
+            (-margin, -margin),
+            (int(end[0]), int(end[1])),
         )
-        repeat_edge(source, (x, y), (full.width, full.height), (int(end_x), int(end_y)))
-        return source
+        return resample(source, (start[0] - x0, start[1] - y0), step, (width, height))
 
     def _read_block_again(
         self, level: int, col: int, row: int, first: ReadError
