@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
-from wsipipe.mil.packing import Segments, pack, pack_padded, unpack
+from wsipipe.mil.packing import Segments, pack, pack_padded, rows_tensor, unpack
 
 __all__ = ["Aggregator", "DeepLogits", "MILOutput", "init_linear"]
 
@@ -128,7 +128,7 @@ class Aggregator(nn.Module):
             bag: Array or tensor (N, in_dim); may be mapped from disk.
             chunk: Rows that are in memory at a time.
         """
-        return self.forward_bags([torch.as_tensor(bag[:])])
+        return self.forward_bags([rows_tensor(bag[:])])
 
     def instance_loss(self, out: MILOutput, labels: Tensor, bags: Segments) -> Tensor | None:
         """Supervision of single tiles by pseudo-labels; None where the model has none.

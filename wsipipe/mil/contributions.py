@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsipipe.mil.packing import rows_tensor
+
 if TYPE_CHECKING:
     from wsipipe.mil.ensemble import FoldModel
 
@@ -29,7 +31,7 @@ def contributions(fold: FoldModel, bag: Any, target: int = 0) -> NDArray[np.floa
     out = []
     for member, norm in zip(fold.members, fold.norms, strict=True):
         device = next(member.parameters()).device
-        x = torch.as_tensor(np.asarray(bag[: len(bag)])).float().to(device)
+        x = rows_tensor(bag[: len(bag)], device).float()
         if norm is not None:
             x = (x - norm[0]) / norm[1]
         with torch.enable_grad():

@@ -18,6 +18,7 @@ from wsipipe.errors import ConfigError, CorruptFileError
 from wsipipe.mil.bags import BagFile
 from wsipipe.mil.base import Aggregator
 from wsipipe.mil.calibration import target_outputs
+from wsipipe.mil.packing import rows_tensor
 from wsipipe.mil.registry import create_aggregator
 
 __all__ = ["Ensemble", "FoldModel", "load_fold", "name_digest", "save_fold"]
@@ -65,7 +66,7 @@ class FoldModel:
             rows = bag if norm is None else _Normalised(bag, norm)
             if len(bag) <= chunk:
                 device = next(member.parameters()).device
-                out = member.forward_bags([torch.as_tensor(rows[: len(bag)]).to(device)])
+                out = member.forward_bags([rows_tensor(rows[: len(bag)], device)])
             else:
                 out = member.forward_chunks(rows, chunk)
             logits.append(out.logits[0].double().cpu().numpy())
@@ -90,7 +91,7 @@ class _Normalised:
 
     def __getitem__(self, key: Any) -> Tensor:
         mean, std = self._norm
-        x = torch.as_tensor(np.asarray(self._bag[key])).float().to(mean.device)
+        x = rows_tensor(self._bag[key], mean.device).float()
         return (x - mean) / std
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
 
-__all__ = ["Segments", "pack", "pack_padded", "unpack"]
+__all__ = ["Segments", "pack", "pack_padded", "rows_tensor", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ class Segments:
     def logsumexp(self, x: Tensor) -> Tensor:
         """(T, D) -> (B, D)."""
         return torch.stack([torch.logsumexp(v, dim=0) for v in self.split(x)])
+
+
+def rows_tensor(rows: Any, device: torch.device | None = None) -> Tensor:
+    """Rows of an array or tensor as a tensor; what is mapped read-only from disk is copied."""
+    if isinstance(rows, np.ndarray) and not rows.flags.writeable:
+        rows = np.array(rows)
+    return torch.as_tensor(rows, device=device)
 
 
 def pack(bags: Sequence[Tensor]) -> tuple[Tensor, Segments]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.mil.base import Aggregator, MILOutput, init_linear
-from wsipipe.mil.packing import Segments
+from wsipipe.mil.packing import Segments, rows_tensor
 
 __all__ = ["ABMIL", "AttentionScores", "stream_attention"]
 
@@ -97,7 +97,7 @@ def stream_attention(model: Any, bag: Any, chunk: int) -> tuple[Tensor, Tensor]:
     peak = total = z = None
     scores = []
     for start in range(0, len(bag), chunk):
-        h = model.embed(model.cast(torch.as_tensor(bag[start : start + chunk]).to(device)))
+        h = model.embed(model.cast(rows_tensor(bag[start : start + chunk], device)))
         s = model.score(h).float()
         scores.append(s)
         new_peak = s.amax(dim=0) if peak is None else torch.maximum(peak, s.amax(dim=0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.mil.base import Aggregator, DeepLogits, MILOutput
-from wsipipe.mil.packing import Segments
+from wsipipe.mil.packing import Segments, rows_tensor
 
 __all__ = ["DSMIL"]
 
@@ -85,11 +85,11 @@ class DSMIL(Aggregator):
 
         def pieces() -> Any:
             for start in range(0, len(bag), chunk):
-                yield self.cast(torch.as_tensor(bag[start : start + chunk]).to(device))
+                yield self.cast(rows_tensor(bag[start : start + chunk], device))
 
         instance = torch.cat([self.instance(x).float() for x in pieces()])
         best, critical = instance.max(dim=0)
-        rows = torch.stack([torch.as_tensor(bag[int(i)]) for i in critical]).to(device)
+        rows = torch.stack([rows_tensor(bag[int(i)]) for i in critical]).to(device)
         asked = self.query(self.cast(rows)).float()
         scale = 1 / math.sqrt(asked.shape[1])
         scores = torch.cat([self.query(x).float() @ asked.T * scale for x in pieces()])

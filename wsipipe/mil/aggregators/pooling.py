@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.base import Aggregator, MILOutput, init_linear
-from wsipipe.mil.packing import Segments
+from wsipipe.mil.packing import Segments, rows_tensor
 
 __all__ = ["PooledInstances"]
 
@@ -67,9 +67,7 @@ class PooledInstances(Aggregator):
         """See `Aggregator.forward_chunks`."""
         parts = []
         for start in range(0, len(bag), chunk):
-            rows = self.cast(
-                torch.as_tensor(bag[start : start + chunk]).to(self.head.weight.device)
-            )
+            rows = self.cast(rows_tensor(bag[start : start + chunk], self.head.weight.device))
             parts.append(self.head(self.body(rows)).float())
         instance = torch.cat(parts)
         if self.pooling == "mean":
