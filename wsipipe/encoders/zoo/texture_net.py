@@ -61,9 +61,9 @@ class Texture(nn.Module):
         if shortest < _MIN_PX:
             size = [math.ceil(n * _MIN_PX / shortest) for n in tiles.shape[-2:]]
             tiles = F.interpolate(tiles, size=size, mode="bilinear", align_corners=False)
-        stains = parts.separate(F.avg_pool2d(tiles, 2), self.unmix)
-        half = F.avg_pool2d(stains, 2)
-        quarter = F.avg_pool2d(half, 2)
+        stains = parts.separate(parts.halve(tiles), self.unmix)
+        half = parts.halve(stains)
+        quarter = parts.halve(half)
         two = [level[:, :2] for level in (stains, half, quarter)]
         return torch.cat(
             [
@@ -74,7 +74,7 @@ class Texture(nn.Module):
                 parts.local_patterns(two[1], 1, self.patterns),
                 parts.local_patterns(two[1], 2, self.patterns),
                 parts.local_patterns(two[2], 1, self.patterns),
-                parts.orientation_energies(two[1], self.filters, self.harmonics),
+                parts.orientation_energies(two[1], self.filters, self.harmonics, stride=2),
                 parts.orientation_energies(two[2], self.filters, self.harmonics),
                 parts.covariances(stains, half),
             ],

