@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("predict", "A trained model on new features."),
     "heatmap": ("heatmap", "Attention over the slide: PNG, and GeoJSON for QuPath."),
     "mil": ("mil", "Aggregators: the list, and `mil selftest`."),
+    "compare": ("compare", "Several training runs in one table, with paired tests."),
+    "run": ("run", "A recipe of stages; only what is missing or changed runs."),
     "status": ("status", "What is done and what is not."),
     "verify": ("verify", "What is broken; damage found: exit 1."),
     "export": ("export", "Features as TRIDENT, CLAM, STAMP, AnnData, Parquet or Zarr."),
