@@ -13,7 +13,9 @@ from conftest import stain_nuisance_tiles
 
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.options import HsvFilter, Region, Sampler
-from wsipipe.pretrain.stream import Anchors, SlideSource, allowed_mpp, hsv_share
+from wsipipe.pretrain.placing import hsv_share
+from wsipipe.pretrain.pool import allowed_mpp
+from wsipipe.pretrain.stream import Anchors, SlideSource
 from wsipipe.slide import SlideEntry
 
 WHITE = 243
@@ -149,7 +151,7 @@ def test_tissue_is_found_once_and_kept(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("found again")
 
-    monkeypatch.setattr("wsipipe.pretrain.stream.detect_tissue", refuse)
+    monkeypatch.setattr("wsipipe.pretrain.pool.detect_tissue", refuse)
     again = SlideSource(slides, sampler(), cache=tmp_path)
     np.testing.assert_array_equal(again.batch(0, 4, slice(0, 4)).tiles, want)
 
@@ -172,7 +174,7 @@ def test_snapped_tiles_touch_fewer_blocks(
         source = SlideSource(slides, sampler(px=256, mpp=0.25, snap=snap))
         source.batch(0, 1, slice(0, 1))
         for index in range(4):
-            source._get(index)  # opening a slide reads its thumbnail
+            source._pool.get(index)  # opening a slide reads its thumbnail
         reads.clear()
         source.batch(0, 32, slice(0, 32))
         used[snap] = reads["blocks"] / 32

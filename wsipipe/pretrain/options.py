@@ -11,24 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
-    "OPTIONS",
     "Arch",
-    "ByolOptions",
-    "ClipOptions",
     "Crop",
-    "DinoOptions",
-    "FinetuneOptions",
-    "FixMatchOptions",
+    "Frozen",
     "HsvFilter",
-    "MaskedOptions",
-    "MocoV2Options",
-    "MocoV3Options",
     "Monitor",
-    "MultiTaskOptions",
     "Optim",
-    "PathoDuetOptions",
+    "Pair",
+    "Region",
     "Sampler",
-    "SimclrOptions",
+    "Share",
     "Stain",
     "Views",
 ]
@@ -38,11 +30,13 @@ Pair = tuple[float, float]
 Triple = tuple[Share, Share, Share]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Settings that cannot change and know no other key."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Arch(_Frozen):
+class Arch(Frozen):
     """The network.
 
     Attributes:
@@ -69,7 +63,7 @@ class Arch(_Frozen):
     grad_checkpointing: bool = False
 
 
-class HsvFilter(_Frozen):
+class HsvFilter(Frozen):
     """A tile counts when `share` of its pixels lie within these 8-bit HSV bounds (H 0 to 180)."""
 
     h: Pair = (90, 180)
@@ -78,7 +72,7 @@ class HsvFilter(_Frozen):
     share: Share = 0.6
 
 
-class Region(_Frozen):
+class Region(Frozen):
     """A coarser region around each patch (PathoDuet).
 
     Attributes:
@@ -90,7 +84,7 @@ class Region(_Frozen):
     factor: float = 8.0
 
 
-class Sampler(_Frozen):
+class Sampler(Frozen):
     """Which pixels are seen.
 
     Attributes:
@@ -129,7 +123,7 @@ class Sampler(_Frozen):
         return value
 
 
-class Crop(_Frozen):
+class Crop(Frozen):
     """Random resized crops.
 
     Attributes:
@@ -145,7 +139,7 @@ class Crop(_Frozen):
     ratio: Pair = (0.75, 1.3333)
 
 
-class Stain(_Frozen):
+class Stain(Frozen):
     """Changes of stain.
 
     Attributes:
@@ -159,7 +153,7 @@ class Stain(_Frozen):
     transfer: Share = 0.0
 
 
-class Views(_Frozen):
+class Views(Frozen):
     """Views of a tile. Triples are (first global, other globals, locals).
 
     Attributes:
@@ -196,7 +190,7 @@ class Views(_Frozen):
     std: tuple[float, float, float] | None = (0.229, 0.224, 0.225)
 
 
-class Optim(_Frozen):
+class Optim(Frozen):
     """The optimiser and its schedules.
 
     Attributes:
@@ -241,7 +235,7 @@ class Optim(_Frozen):
         return self
 
 
-class Monitor(_Frozen):
+class Monitor(Frozen):
     """Watching over training.
 
     Attributes:
@@ -261,186 +255,3 @@ class Monitor(_Frozen):
     entropy: float = 0.99
     patience: int = 3
     grace: Share = 0.1
-
-
-class SimclrOptions(_Frozen):
-    """SimCLR: hidden and out are the widths of the projection."""
-
-    temp: float = 0.5
-    hidden: int = 2048
-    out: int = 128
-
-
-class MocoV2Options(_Frozen):
-    """MoCo v2: queue of keys, fixed momentum of the key encoder."""
-
-    temp: float = 0.2
-    queue: int = 65536
-    ema: Pair = (0.999, 0.999)
-    hidden: int = 2048
-    out: int = 128
-
-
-class MocoV3Options(_Frozen):
-    """MoCo v3."""
-
-    temp: float = 0.2
-    ema: Pair = (0.99, 1.0)
-    hidden: int = 4096
-    out: int = 256
-
-
-class ByolOptions(_Frozen):
-    """BYOL."""
-
-    ema: Pair = (0.996, 1.0)
-    hidden: int = 4096
-    out: int = 256
-
-
-class IbotOptions(_Frozen):
-    """Masked patches: `k` prototypes of a separate head; share of images masked, and of patches."""
-
-    weight: float = 1.0
-    separate_head: bool = True
-    k: int = 65536
-    images: Share = 0.5
-    ratio: Pair = (0.1, 0.5)
-
-
-class KdeOptions(_Frozen):
-    """Kernel density instead of KoLeo."""
-
-    weight: float = 0.05
-    kappa: float = 5.0
-
-
-class ReconstructOptions(_Frozen):
-    """Masked reconstruction beside self-distillation (PLUTO): weights of pixels and spectra."""
-
-    weight: float = 1.0
-    mask: Share = 0.75
-    fourier: float = 0.01
-    decoder_dim: int = 512
-    decoder_depth: int = 4
-    decoder_heads: int = 8
-
-
-class DinoOptions(_Frozen):
-    """DINO, iBOT, DINOv2 and their kin.
-
-    Attributes:
-        k, hidden, bottleneck: Prototypes and widths of the head.
-        student_temp, temp, temp_warmup: Temperatures; the teacher's goes from first to last over
-            this share of the steps.
-        ema: Momentum of the teacher, first and last (cosine).
-        centering: centering, sinkhorn, or none (collapses; for tests of the alarm).
-        freeze_last: Share of the steps during which the prototypes stay.
-        ibot, koleo, kde, reconstruct: Further terms.
-    """
-
-    k: int = 65536
-    hidden: int = 2048
-    bottleneck: int = 256
-    student_temp: float = 0.1
-    temp: Pair = (0.04, 0.07)
-    temp_warmup: Share = 0.3
-    ema: Pair = (0.996, 1.0)
-    centering: Literal["centering", "sinkhorn", "none"] = "centering"
-    freeze_last: Share = 0.01
-    ibot: IbotOptions | None = None
-    koleo: float = 0.0
-    kde: KdeOptions | None = None
-    reconstruct: ReconstructOptions | None = None
-
-
-class MaskedOptions(_Frozen):
-    """MAE, SimMIM, BEiT v2.
-
-    Attributes:
-        mask: Share of patches that is masked.
-        block_px: Edge of masked squares in pixels (SimMIM); 0 = single patches.
-        decoder_dim, decoder_depth, decoder_heads: MAE's decoder.
-        codes: Size of the visual vocabulary (BEiT v2).
-        teacher: timm architecture or encoder whose patch tokens are clustered to codes; "" = stain
-            and texture statistics of the patches themselves.
-        neck_layer: Block whose patch tokens feed the second term (BEiT v2).
-        neck_depth: Blocks of that branch.
-    """
-
-    mask: Share = 0.75
-    block_px: int = 0
-    decoder_dim: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
-    codes: int = 8192
-    teacher: str = ""
-    neck_layer: int = 9
-    neck_depth: int = 2
-
-
-class PathoDuetOptions(MocoV3Options):
-    """PathoDuet: MoCo v3, plus the bridge between a region and a patch, or between two stains."""
-
-    bridge: float = 0.5
-    cross_stain: bool = False
-
-
-class MultiTaskOptions(_Frozen):
-    """Supervised training on several tasks at once (TissueConcepts)."""
-
-    dropout: Share = 0.2
-    decoder_dim: int = 128
-    focal_gamma: float = 2.0
-
-
-class FixMatchOptions(_Frozen):
-    """FixMatch: pseudo-labels of weak views above `threshold` teach strong views."""
-
-    threshold: Share = 0.95
-    weight: float = 1.0
-    labelled_share: Share = 0.25
-
-
-class ClipOptions(_Frozen):
-    """CLIP: a text tower beside the image encoder."""
-
-    out: int = 512
-    text_width: int = 512
-    text_layers: int = 12
-    text_heads: int = 8
-    context: int = 77
-    temp: float = 0.07
-
-
-class FinetuneOptions(_Frozen):
-    """Fine-tuning on labelled tiles.
-
-    Attributes:
-        mode: linear (the encoder stays), blocks (the last ones train), lora (low-rank updates).
-        blocks: How many of the last blocks train.
-        rank, alpha, dropout: Of LoRA.
-    """
-
-    mode: Literal["linear", "blocks", "lora"] = "lora"
-    blocks: int = Field(2, ge=1)
-    rank: int = Field(8, ge=1)
-    alpha: float = 16.0
-    dropout: Share = 0.0
-
-
-OPTIONS: dict[str, type[_Frozen]] = {
-    "simclr": SimclrOptions,
-    "moco-v2": MocoV2Options,
-    "moco-v3": MocoV3Options,
-    "byol": ByolOptions,
-    "dino": DinoOptions,
-    "mae": MaskedOptions,
-    "simmim": MaskedOptions,
-    "beit": MaskedOptions,
-    "pathoduet": PathoDuetOptions,
-    "multitask": MultiTaskOptions,
-    "fixmatch": FixMatchOptions,
-    "clip": ClipOptions,
-    "finetune": FinetuneOptions,
-}

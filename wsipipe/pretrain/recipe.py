@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wsipipe.errors import ConfigError
-from wsipipe.pretrain.options import OPTIONS, Arch, Monitor, Optim, Sampler, Views
+from wsipipe.pretrain.method_options import OPTIONS
+from wsipipe.pretrain.options import Arch, Monitor, Optim, Sampler, Views
 
 __all__ = ["SCALES", "Recipe", "list_recipes", "load_recipe", "parse_set", "recipe_source"]
 

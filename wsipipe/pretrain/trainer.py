@@ -29,11 +29,11 @@ from wsipipe.pretrain.errors import CollapseError, DivergedError
 from wsipipe.pretrain.loader import Loader
 from wsipipe.pretrain.methods import At, Method, create_method
 from wsipipe.pretrain.metrics import MetricsLog
-from wsipipe.pretrain.monitors import CollapseAlarm, Limits, feature_health, knn_accuracy
 from wsipipe.pretrain.recipe import Recipe
 from wsipipe.pretrain.schedule import build_optimizer, set_schedule
 from wsipipe.pretrain.source import ArrayTiles, Source, TileBatch
 from wsipipe.pretrain.views import ViewBatch, ViewMaker, normalise, resize, to_float
+from wsipipe.pretrain.watch import Watch
 from wsipipe.types import TileArray
 
 __all__ = ["TrainResult", "Trainer"]
@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.source, self.out = recipe, source, out
         self.device = torch.device(device)
-        self.labelled, self.stop_signal, self.ahead = labelled, stop_signal, ahead
+        self.stop_signal, self.ahead = stop_signal, ahead
         o = recipe.optim
         self.n = o.batch // o.accumulate
         if self.n % world_size():
@@ -116,10 +116,8 @@ class Trainer:
         self.step, self.seen = 0, Counter[int]()
         self._pending: list[tuple[int, Tensor, dict[str, float]]] = []
         self._entropy: float | None = None
-        self._watched_tiles: TileArray | None = None
         self.checkpoints = out / "checkpoints"
-        m = recipe.monitor
-        self.alarm = CollapseAlarm(Limits(m.std, m.rank, m.entropy, m.patience, m.grace), o.steps)
+        self.watch = Watch(self.method, recipe, source, labelled, self.device)
 
     def _check_batch(self, share: int) -> None:
         least = self.method.min_batch
@@ -154,7 +152,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.seen = Counter({int(k): int(v) for k, v in state["seen"].items()})
-        self.alarm.bad = int(state["alarm_bad"])
+        self.watch.alarm.bad = int(state["alarm_bad"])
         return True
 
     def save(self) -> Path | None:
@@ -168,7 +166,7 @@ class Trainer:
                     "recipe": json.dumps(self.recipe.identity()),
                     "step": self.step,
                     "seen": {str(k): v for k, v in self.seen.items()},
-                    "alarm_bad": self.alarm.bad,
+                    "alarm_bad": self.watch.alarm.bad,
                     "method": self.method.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                 },
@@ -218,7 +216,7 @@ class Trainer:
                     result.health = self._monitor(metrics)
                 late = time.monotonic() - saved > self.recipe.monitor.minutes * 60
                 # A state under suspicion must not push out the last good one.
-                due = rank() == 0 and late and self.alarm.bad == 0
+                due = rank() == 0 and late and self.watch.alarm.bad == 0
                 if self._agreed(due) or signalled or last:
                     self._look(metrics, result)
                     self.save()
@@ -348,31 +346,16 @@ class Trainer:
         if metrics is not None:
             metrics.flush()
 
-    @torch.no_grad()
-    def features(self, tiles: TileArray, batch: int = 256) -> Tensor:
+    def features(self, tiles: TileArray) -> Tensor:
         """(N, D) float32 features of uint8 tiles by the encoder that would be exported."""
-        encoder = self.method.encoder()
-        was, px = encoder.training, self.recipe.views.global_.px
-        encoder.eval()
-        out = []
-        for i in range(0, len(tiles), batch):
-            images = to_float(torch.from_numpy(tiles[i : i + batch]).to(self.device))
-            out.append(encoder(normalise(resize(images, px), self.recipe.views)).float().cpu())
-        encoder.train(was)
-        return torch.cat(out)
+        return self.watch.features(tiles)
 
     def _monitor(self, metrics: MetricsLog | None) -> dict[str, float]:
         """Judge the encoder on the first process; all stop together."""
         values: dict[str, float] = {}
         verdict = None
         if rank() == 0:
-            features = self.features(self._watched())
-            values = feature_health(features)
-            if self._entropy is not None:
-                values["teacher_entropy_share"] = self._entropy
-            if self.labelled is not None:
-                values["knn"] = self._knn(self.labelled)
-            verdict = self.alarm.check(self.step, features.shape[1], values)
+            values, verdict = self.watch.check(self.step, self._entropy)
             if metrics is not None:
                 metrics.write(self.step - 1, {f"health/{k}": v for k, v in values.items()})
                 metrics.flush()
@@ -387,18 +370,6 @@ class Trainer:
         if verdict:
             log.warning("%s", verdict)
         return values
-
-    def _watched(self) -> TileArray:
-        """The tiles that the monitor looks at: always the same."""
-        if self._watched_tiles is None:
-            n = self.recipe.monitor.tiles
-            self._watched_tiles = self.source.batch(0, n, slice(0, n)).tiles
-        return self._watched_tiles
-
-    def _knn(self, labelled: ArrayTiles) -> float:
-        label = torch.from_numpy(labelled.labels["label"])
-        features = self.features(labelled.tiles)
-        return knn_accuracy(features[::2], label[::2], features[1::2], label[1::2])
 
     def _agreed(self, mine: bool) -> bool:
         """Whether any process says so: all do the same."""

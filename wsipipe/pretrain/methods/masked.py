@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.backbone import Backbone, sincos, xavier
 from wsipipe.pretrain.losses import fourier_loss, norm_pix_loss
+from wsipipe.pretrain.method_options import ReconstructOptions
 from wsipipe.pretrain.methods.base import At, Method
-from wsipipe.pretrain.options import ReconstructOptions
 from wsipipe.pretrain.recipe import Recipe
 from wsipipe.pretrain.views import ViewBatch
 
