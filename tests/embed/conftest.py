@@ -1,4 +1,4 @@
-"""A fake world for the engine: tiles whose pixels say which row they are, a model that reads them."""
+"""A fake world for the engine: tiles whose pixels say which row they are, a model to read them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Recorder(Listener):
             self.on_tick(snapshot)
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_engine() -> Callable[..., Recorder]:
     def run(tasks: Sequence[FakeTask], **keywords: Any) -> Recorder:
         recorder = keywords.pop("recorder", None) or Recorder()

@@ -1,4 +1,4 @@
-"""The engine, with fake slides and models: every row once, to its own slide, whatever goes wrong."""
+"""The engine, with fake slides and models: every row once, to its own slide, come what may."""
 
 from __future__ import annotations
 

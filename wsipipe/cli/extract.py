@@ -77,6 +77,17 @@ def command(
             rich_help_panel=_TISSUE,
         ),
     ] = "auto",
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            help="GeoJSON to stay inside of: a file, or a folder of <slide_id>.geojson.",
+            rich_help_panel=_TISSUE,
+        ),
+    ] = None,
+    roi_class: Annotated[
+        str | None,
+        typer.Option(help="Only annotations of this class.", rich_help_panel=_TISSUE),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MACHINE)
     ] = "auto",
@@ -208,6 +219,8 @@ def command(
         icc=icc,
         min_tissue=min_tissue,
         tissue=tissue,
+        roi=roi,
+        roi_class=roi_class,
         device=device,
         precision=precision,
         batch_size=number_or_auto("--batch-size", batch_size),

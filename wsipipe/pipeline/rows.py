@@ -65,7 +65,7 @@ class RowSink:
         """
         good = features[status == 0]
         largest = float(np.abs(good).max(initial=0.0))
-        if not largest <= np.finfo(self._dtype).max:
+        if not largest <= float(np.finfo(self._dtype).max):
             name = self.target.name
             if np.isfinite(largest):
                 problem, remedy = f"gave {largest:g}, too large for float16.", "--dtype float32"

@@ -21,8 +21,8 @@ from wsipipe.pipeline.planning import SlidePlan, plan_slides
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.slide_task import RunContext, SlideTask
-from wsipipe.pipeline.staging import Stage
 from wsipipe.pipeline.targets import Target
+from wsipipe.slide.staging import Stage
 from wsipipe.store import EventLog, Leases, Records
 from wsipipe.store.events import utc_now
 
@@ -81,6 +81,8 @@ class RunState:
             self._events.close()
             if self._leases is not None:
                 self._leases.close()
+            if self._stage is not None:
+                self._stage.close()
 
     def _run(self) -> None:
         usual, suspects = self._take_stock()

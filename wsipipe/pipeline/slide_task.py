@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.tiles import plan_jobs
 from wsipipe.embed.work import View
-from wsipipe.errors import ReadError
+from wsipipe.errors import ReadError, TissueError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.rows import RowSink
-from wsipipe.pipeline.staging import Stage
 from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
 from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
 from wsipipe.slide import Slide, open_slide
+from wsipipe.slide.staging import Stage
 from wsipipe.store import (
     FeatureFile,
     FeatureMeta,
@@ -33,6 +33,8 @@ from wsipipe.store import (
 )
 from wsipipe.tiling import TileGrid, make_grid
 from wsipipe.tissue import TissueMask, detect_tissue, write_tissue_geojson
+from wsipipe.tissue.geojson import recorded
+from wsipipe.tissue.roi import read_roi
 from wsipipe.types import Rows
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["RunContext", "SlideTask"]
 
 _JOB_BYTES = 32 << 20  # pixels in one read job
+_PICTURE_PX = 1600  # longest edge of a thumbnail
+_PICTURE_MPP = 8.0  # its resolution where that gives at least half of those pixels
 PARTIAL_FOLDER = ".partial"
 _T = TypeVar("_T")
 
@@ -79,7 +83,7 @@ class SlideTask:
     timings: dict[str, float] = field(default_factory=dict)
     _slide: Slide | None = None
     _views: list[tuple[View, list[RowSink]]] = field(default_factory=list)
-    _copy: Path | None = None
+    _staged: bool = False
     _bad: int = 0
     _begun: float = 0.0
 
@@ -95,7 +99,6 @@ class SlideTask:
 
     def prepare(self) -> Sequence[View]:
         """Open, find tissue, lay the grid, plan the reads; publish outline and picture."""
-        settings = self.run.settings
         self._begun = time.monotonic()
         self.record = self.run.records.begin(
             self.slide_id, self.path, [target.folder for target in self.plan.todo]
@@ -105,16 +108,29 @@ class SlideTask:
         views = self._step("grid", lambda: self._lay_grids(slide, tissue))
         grid = views[0].grid
         self.tiles = sum(len(view.grid) for view in views)
-        picture = draw_thumbnail(slide, tissue, grid, self.slide_id)
-        name = f"{self.slide_id}.jpg"
-        publish_bytes(settings.out / "thumbnails" / name, thumbnail_jpeg(picture))
+        self._step("thumbnail", lambda: self._draw(slide, tissue, grid))
         return views
+
+    def _draw(self, slide: Slide, tissue: TissueMask, grid: TileGrid) -> None:
+        """Publish the picture, from pixels no finer than needed: a finer level costs more than
+        all of tissue detection."""
+        extent_um = max(s * float(m) for s, m in zip(slide.dimensions, slide.mpp_xy, strict=True))
+        mpp = max(extent_um / _PICTURE_PX, min(_PICTURE_MPP, 2 * extent_um / _PICTURE_PX))
+        try:
+            pixels = slide.thumbnail(mpp).pixels
+        except ReadError:
+            # Whether so much damage is accepted is for the tiles to say, not for the picture.
+            return
+        picture = draw_thumbnail(
+            slide, tissue, grid, self.slide_id, max_px=_PICTURE_PX, pixels=pixels
+        )
+        path = self.run.settings.out / "thumbnails" / f"{self.slide_id}.jpg"
+        publish_bytes(path, thumbnail_jpeg(picture))
 
     def _open(self) -> Slide:
         settings, path = self.run.settings, self.path
         if self.run.stage is not None:
-            stage = self.run.stage
-            path, self._copy = self._step("stage", lambda: stage.copy(self.path))
+            path = self._step("stage", lambda: self._fetch(self.path))
         mpp = override_mpp(settings, self.plan.entry)
         slide = self._step("open", lambda: open_slide(path, mpp=mpp, icc=settings.icc))
         self._slide = slide
@@ -123,18 +139,44 @@ class SlideTask:
         self.record.mpp, self.record.mpp_source = slide.mpp, slide.mpp_source
         return slide
 
+    def _fetch(self, path: str) -> str:
+        assert self.run.stage is not None
+        self._staged = True
+        return self.run.stage.fetch(path)
+
     def _find_tissue(self, slide: Slide) -> TissueMask:
         method = self.run.settings.tissue
         tissue = detect_tissue(slide, method, slide_id=self.slide_id)
-        outline = write_tissue_geojson(tissue, slide_id=self.slide_id)
-        publish_bytes(self.run.settings.out / "tissue" / f"{self.slide_id}.geojson", outline)
+        self._publish_outline(slide, tissue)
         assert self.record is not None
         self.record.tissue_mm2 = tissue.area_mm2
         return tissue
 
+    def _publish_outline(self, slide: Slide, tissue: TissueMask) -> None:
+        """Publish the mask, but never over somebody's own work."""
+        settings = self.run.settings
+        path = settings.out / "tissue" / f"{self.slide_id}.geojson"
+        given = Path(settings.tissue)
+        if given.is_dir() and path.parent.is_dir() and given.samefile(path.parent):
+            return
+        if path.exists() and recorded(path) is None and not settings.recompute:
+            raise TissueError(
+                self.path,
+                f"{path} was edited, or made by another tool.",
+                f"Use it with --tissue {path.parent}, or replace it with --recompute.",
+            )
+        document = write_tissue_geojson(
+            tissue, slide_id=self.slide_id, fingerprint=slide.fingerprint()
+        )
+        publish_bytes(path, document)
+
     def _lay_grids(self, slide: Slide, tissue: TissueMask) -> list[View]:
         """One view for each tile size and mpp; encoders that share both share the pixels."""
         settings = self.run.settings
+        roi = None
+        if settings.roi is not None:
+            classes = settings.roi_class or ()
+            roi = read_roi(settings.roi, slide, slide_id=self.slide_id, classes=classes)
         shared: dict[tuple[int, float], list[Target]] = {}
         for target in self.plan.todo:
             shared.setdefault((target.tile_px, target.mpp), []).append(target)
@@ -149,6 +191,7 @@ class SlideTask:
                 min_tissue=settings.min_tissue,
                 mpp_tolerance=settings.mpp_tolerance,
                 max_upsample=settings.max_upsample,
+                roi=roi,
             )
             sinks = {self.run.targets.index(t): self._sink(t, slide, grid) for t in targets}
             view = View(slide, grid, _jobs(slide, grid, list(sinks.values())), sinks)
@@ -274,7 +317,8 @@ class SlideTask:
         """Close the slide; remove its copy."""
         if self._slide is not None:
             self._slide.close()
-        Stage.remove(self._copy)
+        if self._staged and self.run.stage is not None:
+            self.run.stage.release(self.path)
 
 
 def _jobs(slide: Slide, grid: TileGrid, sinks: Sequence[RowSink]) -> list[Any]:

@@ -10,6 +10,7 @@ from wsipipe.config import ExtractSettings
 from wsipipe.encoders import EncoderCard, check_card, is_off_card, resolve
 from wsipipe.errors import ConfigError
 from wsipipe.tissue import tissue_settings
+from wsipipe.tissue.roi import roi_settings
 
 if TYPE_CHECKING:
     from wsipipe.slide.discover import SlideEntry
@@ -108,9 +109,17 @@ def wanted_identity(
         "mpp_tolerance": settings.mpp_tolerance,
         "max_upsample": settings.max_upsample,
         "tissue": tissue_settings(settings.tissue, slide_id=entry.slide_id),
+        "roi": _roi(settings, entry),
         "icc": settings.icc,
         "dtype": settings.dtype,
         "slide_mpp": override_mpp(settings, entry),
         "slide_fingerprint": fingerprint,
         "versions": VERSIONS,
     }
+
+
+def _roi(settings: ExtractSettings, entry: SlideEntry) -> dict[str, Any] | None:
+    if settings.roi is None:
+        return None
+    classes = settings.roi_class or ()
+    return roi_settings(settings.roi, slide_id=entry.slide_id, classes=classes)
