@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GLASS, disk, paint
 from PIL import Image
+from tissue_pictures import GLASS, disk, paint
 
 import wsipipe as wp
 from wsipipe.errors import ConfigError, MissingMppError, TissueError

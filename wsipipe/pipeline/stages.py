@@ -95,7 +95,7 @@ class TissueStage:
             IdentityMismatchError: A mask of other settings is there, and `recompute` is off.
         """
         known = recorded(self.mask_path(entry))
-        if known is None or self.settings.recompute:
+        if known is None or self.settings.recompute or self._is_source():
             return
         wanted = {"tissue": tissue_settings(self.settings.tissue, slide_id=entry.slide_id)}
         fields = identity_differences({"tissue": known.get("tissue")}, wanted)
@@ -134,7 +134,7 @@ class TissueStage:
             return read_tissue_geojson(path, slide)
         self._spare_edits(entry)
         tissue = detect_tissue(slide, self.settings.tissue, slide_id=entry.slide_id)
-        if not self._is_source(path):
+        if not self._is_source():
             document = write_tissue_geojson(
                 tissue, slide_id=entry.slide_id, fingerprint=slide.fingerprint()
             )
@@ -165,7 +165,7 @@ class TissueStage:
     def _is_current(self, entry: SlideEntry, fingerprint: str) -> bool:
         """Whether the published mask is of these settings and of this slide's file."""
         known = recorded(self.mask_path(entry))
-        if known is None or self.settings.recompute:
+        if known is None or self.settings.recompute or self._is_source():
             return False
         wanted = tissue_settings(self.settings.tissue, slide_id=entry.slide_id)
         if identity_differences({"tissue": known.get("tissue")}, {"tissue": wanted}):
@@ -181,14 +181,14 @@ class TissueStage:
     def _spare_edits(self, entry: SlideEntry) -> None:
         path = self.mask_path(entry)
         edited = path.exists() and recorded(path) is None
-        if edited and not self.settings.recompute and not self._is_source(path):
+        if edited and not self.settings.recompute and not self._is_source():
             raise TissueError(
                 entry.path,
                 f"{path} was edited, or made by another tool.",
                 f"Use it with --tissue {path.parent}, or replace it with --recompute.",
             )
 
-    def _is_source(self, path: Path) -> bool:
+    def _is_source(self) -> bool:
         """True where the masks are read from the very folder that they would be written to."""
         given = Path(self.settings.tissue)
         folder = self.settings.out / "tissue"

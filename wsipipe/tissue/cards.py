@@ -31,6 +31,7 @@ class TissueCard:
         unwrap: Keys to descend through in the checkpoint.
         prefix: What the checkpoint's keys begin with.
         repo, file, revision, sha256: Where the weights lie on the hub.
+        folder: Where they lie on this machine; wins over the hub.
         licence, commercial, gated, page, paper: Terms and source.
     """
 
@@ -50,6 +51,7 @@ class TissueCard:
     file: str = "model.safetensors"
     revision: str | None = None
     sha256: str | None = None
+    folder: str | None = None
     licence: str = "unknown"
     commercial: bool | None = None
     gated: bool = False
@@ -135,7 +137,7 @@ def card_of_folder(folder: Path) -> TissueCard | None:
         raise ConfigError(
             f"{path} has unknown keys {', '.join(unknown)}.", f"Known: {', '.join(sorted(known))}."
         )
-    values: dict[str, Any] = {"name": folder.name}
+    values: dict[str, Any] = {"name": folder.name, "folder": str(folder)}
     values |= {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
     try:
         return TissueCard(**values)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, MissingExtraError, WeightsError
 from wsipipe.tissue.cards import TissueCard
 from wsipipe.types import TileArray
-from wsipipe.weights import Located, Source, check_fit, fetch, local_file, read_state
+from wsipipe.weights import Located, Source, check_fit, fetch, in_folder, local_file, read_state
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +33,8 @@ def locate_weights(card: TissueCard, path: str | None) -> Located:
     """
     if path is not None:
         return local_file(path, card.name)
+    if card.folder is not None:
+        return in_folder(Path(card.folder), (card.file,), card.name)
     return fetch(
         Source(
             name=card.name,

@@ -196,7 +196,8 @@ class _Squares:
                     for at, s in zip((column, row), self.scale, strict=True)
                 )
                 places.append((row, column))
-                pictures.append(slide.read(x, y, INPUT_PX, INPUT_PX, mpp=self.mpp))
+                # Exactly this mpp: a level that is nearly so would shift the squares' ends.
+                pictures.append(slide.read(x, y, INPUT_PX, INPUT_PX, mpp=self.mpp, mpp_tolerance=0))
                 if len(places) == batch:
                     yield places, pictures
                     places, pictures = [], []
