@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from wsipipe.encoders import create_encoder as create_encoder
     from wsipipe.encoders import list_encoders as list_encoders
     from wsipipe.errors import *  # noqa: F403
-    from wsipipe.pipeline import extract as extract
+    from wsipipe.pipeline.extract import extract as extract
     from wsipipe.slide import Slide as Slide
     from wsipipe.slide import open_slide as open_slide
     from wsipipe.store import read_features as read_features
