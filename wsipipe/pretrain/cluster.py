@@ -38,7 +38,7 @@ def reduce_features(
     except ImportError:
         raise MissingExtraError("pretrain", "UMAP", ["umap-learn"]) from None
     # One thread: with a fixed seed UMAP is repeatable, and says so by a warning otherwise.
-    model = UMAP(dims, n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    model = UMAP(n_components=dims, n_neighbors=neighbours, random_state=seed, n_jobs=1)
     return np.asarray(model.fit_transform(np.asarray(features, np.float32)), np.float32)
 
 

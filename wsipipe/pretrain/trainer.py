@@ -305,11 +305,13 @@ class Trainer:
         norm = self._clip(o.clip)
         self.optimizer.step()
         self.method.after_update(at)
+        diversity = float(len(np.unique(raw.slides)))
         return {
             "losses": torch.stack(losses).mean(),
             "lr": lr,
             "wd": decay,
             "grad_norm": norm,
+            "slides_in_batch": diversity,
             **extra,
         }
 
