@@ -1,0 +1,227 @@
+"""MIL training speed against a loop that takes one bag a step, in one run on one machine.
+
+    python benchmarks/mil.py [--bags 60] [--epochs 1] [--clam DIR] [--quick]
+
+60 synthetic bags of 1,000 to 15,000 tiles x 1,024 fp16 (42 to train on, 18 to validate), gated
+attention MIL 512-384. The baselines are re-enacted from their descriptions, not copied:
+
+* one-bag loop: fp32, one bag a step, each bag read anew every epoch from a float32 `.pt` file, as
+  the field's common trainers do; gated attention with 256 units ("small"), class and 8-tile heads.
+* padded loop: every bag cached in memory in fp32, one padded bag a step, 384 units.
+
+`--clam DIR` times the authors' own `train_loop` and model from a checkout that you have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import nn
+
+from wsipipe.mil.bags import find_bags, open_rows, read_bag
+from wsipipe.mil.bank import FeatureBank
+from wsipipe.mil.fitting import BagSet, Run, fit_runs, resolve_precision
+from wsipipe.mil.losses import fit_criterion
+from wsipipe.mil.registry import create_aggregator
+from wsipipe.mil.settings import TrainSettings
+from wsipipe.mil.targets import Target
+
+DIM = 1024
+LABEL = Target("label", "classification", ("label",), ("0", "1"))
+CPU = torch.device("cpu")
+
+
+def make_bags(folder: Path, count: int, low: int, high: int) -> np.ndarray:
+    """Write feature files (contiguous fp16) and float32 `.pt` copies; returns the lengths."""
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.uniform(np.log(low), np.log(high), count)).astype(int)
+    for name in ("h5", "pt"):
+        (folder / name).mkdir()
+    for i, n in enumerate(lengths):
+        x = rng.standard_normal((n, DIM), dtype=np.float32).astype(np.float16)
+        with h5py.File(folder / "h5" / f"b{i:03}.h5", "w") as h5:
+            h5["features"] = x
+        torch.save(torch.from_numpy(x.astype(np.float32)), folder / "pt" / f"b{i:03}.pt")
+    return lengths
+
+
+class OneBagModel(nn.Module):
+    """Linear, gated attention, linear: what the one-bag trainers run."""
+
+    def __init__(self, hidden: int = 512, attention: int = 256) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Linear(DIM, hidden), nn.ReLU(), nn.Dropout(0.25))
+        self.a = nn.Sequential(nn.Linear(hidden, attention), nn.Tanh(), nn.Dropout(0.25))
+        self.b = nn.Sequential(nn.Linear(hidden, attention), nn.Sigmoid(), nn.Dropout(0.25))
+        self.c = nn.Linear(attention, 1)
+        self.head = nn.Linear(hidden, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.reduce(x)
+        a = torch.softmax(self.c(self.a(h) * self.b(h)).T, dim=1)
+        return self.head(a @ h)
+
+
+def one_bag_epoch(files: list[Path], y: np.ndarray, attention: int, cache: bool) -> float:
+    """Seconds of one epoch of the baseline."""
+    torch.manual_seed(0)
+    model = OneBagModel(attention=attention).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, weight_decay=1e-5)
+    held = {f: torch.load(f, weights_only=True) for f in files} if cache else {}
+    start = time.perf_counter()
+    for i in np.random.default_rng(0).permutation(len(files)):
+        x = held[files[i]] if cache else torch.load(files[i], weights_only=True)
+        loss = nn.functional.cross_entropy(model(x), torch.tensor([int(y[i])]))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        _ = float(loss.detach())
+    return time.perf_counter() - start
+
+
+def our_runs(count: int, y: np.ndarray, n_train: int, attention: int, folds: int) -> list[Run]:
+    """Runs as the trainer makes them: folds times seeds."""
+    labels = np.stack([y, np.zeros_like(y)], axis=1).astype(np.float64)
+    out = []
+    for i in range(count):
+        torch.manual_seed(i)
+        model = create_aggregator("abmil", in_dim=DIM, n_classes=2, attention_dim=attention)
+        train = np.arange(n_train)
+        if folds > 1:
+            train = np.flatnonzero(np.arange(len(y)) % folds != i % folds)
+        run = Run(
+            f"r{i}", model, (fit_criterion(LABEL, 0, labels, "balanced"),), train,
+            np.arange(0), torch.from_numpy(labels[:, None].astype(np.float32)),
+            TrainSettings(epochs=1, batch_bags=1), i,
+        )  # fmt: skip
+        run.prepare(CPU)
+        out.append(run)
+    return out
+
+
+def ours_epoch(bags: BagSet, y: np.ndarray, n_train: int, precision: str) -> float:
+    runs = our_runs(1, y, n_train, 384, 1)
+    start = time.perf_counter()
+    fit_runs(runs, bags, device=CPU, precision=precision)
+    return time.perf_counter() - start
+
+
+def peak_mb(command: str, folder: Path, extra: list[str]) -> float:
+    """Peak memory of a child that does one thing."""
+    said = subprocess.run(
+        [sys.executable, __file__, "--child", command, "--folder", str(folder), *extra],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return float(said.stdout.split()[-1])
+
+
+def child(command: str, folder: Path, n_train: int) -> None:
+    """In a process of its own: peak resident memory in MB, without pages of mapped files."""
+    files = find_bags(folder / "h5")
+    y = np.arange(len(files)) % 2
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if command == "train":
+        bags = BagSet(FeatureBank(files, budget_bytes=0), tuple((s,) for s in files))
+        precision = resolve_precision("auto", CPU, 5000)
+        fit_runs(our_runs(1, y, n_train, 384, 1), bags, device=CPU, precision=precision)
+        print(_anonymous_peak(base))
+    else:
+        rows = open_rows(next(iter(find_bags(folder / "million").values())))
+        model = create_aggregator("abmil", in_dim=DIM, n_classes=2).eval()
+        start = time.perf_counter()
+        with torch.no_grad():
+            out = model.forward_chunks(rows)
+        print(f"{time.perf_counter() - start:.1f} s, {tuple(out.attention.shape)}", file=sys.stderr)
+        print(_anonymous_peak(base))
+
+
+def _anonymous_peak(base: float) -> float:
+    """Peak memory less what is mapped from files at the end (page cache, not ours)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    mapped = int(status["RssFile"].split()[0]) / 1024
+    peak = int(status["VmHWM"].split()[0]) / 1024
+    return round(peak - mapped, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bags", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the tiles")
+    parser.add_argument("--million", action="store_true", help="also a bag of 1,000,000 tiles")
+    parser.add_argument("--many", action="store_true", help="also 5 folds x 3 seeds")
+    parser.add_argument("--child")
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    n_train = args.bags * 7 // 10
+    if args.child:
+        child(args.child, args.folder, len(find_bags(args.folder / "h5")) * 7 // 10)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scale = 10 if args.quick else 1
+        lengths = make_bags(folder, args.bags, 1000 // scale, 15000 // scale)
+        y = np.arange(args.bags) % 2
+        print(f"{args.bags} bags, {lengths.sum():,} tiles; {lengths[:n_train].sum():,} trained on")
+        files = sorted((folder / "pt").iterdir())[:n_train]
+        found = find_bags(folder / "h5")
+        precision = resolve_precision("auto", CPU, float(lengths.mean()))
+        times: dict[str, list[float]] = {}
+        for _ in range(args.rounds):
+            mapped = BagSet(FeatureBank(found, budget_bytes=0), tuple((s,) for s in found))
+            for what, go in (
+                ("one-bag loop (256 units)", lambda: one_bag_epoch(files, y, 256, False)),
+                ("cached fp32 loop (384 units)", lambda: one_bag_epoch(files, y, 384, True)),
+                (
+                    f"wsipipe, mapped, {precision} (384 units)",
+                    lambda m=mapped: ours_epoch(m, y, n_train, precision),
+                ),
+            ):
+                times.setdefault(what, []).append(go())
+                gc.collect()
+        base = min(next(iter(times.values())))
+        for what, values in times.items():
+            print(f"{what:44} {min(values):7.2f} s   {base / min(values):5.2f} x")
+        reads = []
+        longest = max(found.values(), key=lambda f: f.rows)
+        for _ in range(10):
+            start = time.perf_counter()
+            read_bag(longest)
+            reads.append(time.perf_counter() - start)
+        print(f"warm read of {longest.rows:,} tiles: {1000 * min(reads):.1f} ms")
+        print(
+            f"peak memory of training: {peak_mb('train', folder, []):.0f} MB without mapped pages"
+        )
+        if args.many:
+            bags = BagSet(FeatureBank(found), tuple((s,) for s in found))
+            runs = our_runs(15, y, n_train, 384, 5)
+            start = time.perf_counter()
+            fit_runs(runs, bags, device=CPU, precision=precision)
+            took = time.perf_counter() - start
+            everyone = sorted((folder / "pt").iterdir())
+            one = one_bag_epoch(everyone[: len(everyone) * 4 // 5], y, 256, False)
+            print(f"5 folds x 3 seeds: {took:.1f} s, {took / (15 * one):.2f} of 15 one-bag runs")
+        if args.million:
+            (folder / "million").mkdir()
+            with h5py.File(folder / "million" / "m.h5", "w") as h5:
+                data = h5.create_dataset("features", (1_000_000, DIM), np.float16)
+                part = np.random.default_rng(0).standard_normal((50_000, DIM)).astype(np.float16)
+                for start_row in range(0, 1_000_000, 50_000):
+                    data[start_row : start_row + 50_000] = part
+            print(f"1,000,000 tiles: {peak_mb('million', folder, []):.0f} MB without mapped pages")
+
+
+if __name__ == "__main__":
+    main()
