@@ -123,14 +123,16 @@ def _open(path: Path) -> Any:
 
 
 def _describe(path: Path, handle: Any) -> ReaderInfo:
-    properties = dict(handle.properties)
     sizes = tuple((int(w), int(h)) for w, h in handle.level_dimensions)
+    properties = _properties(handle, len(sizes))
     get = properties.get
     blocks = []
     for index, (width, height) in enumerate(sizes):
         tile = tuple(
             int(get(f"openslide.level[{index}].tile-{side}", 0)) for side in ("width", "height")
         )
+        # OpenSlide would take memory for a whole tile, however absurd, and abort the process.
+        check_sizes(path, ((width, height),), ((max(tile[0], 1), max(tile[1], 1)),))
         blocks.append((_block_side(tile[0], width), _block_side(tile[1], height)))
     allowed = {
         f"openslide.{key}": properties[f"openslide.{key}"]
@@ -149,6 +151,20 @@ def _describe(path: Path, handle: Any) -> ReaderInfo:
         properties=allowed,
         icc_profile=profile.tobytes() if profile is not None else None,
     )
+
+
+def _properties(handle: Any, levels: int) -> dict[str, str]:
+    """The properties that are needed, one by one: a damaged one does not take the others along."""
+    sides = ("width", "height", "tile-width", "tile-height")
+    wanted = [f"openslide.{key}" for key in (*_ALLOWED, "background-color")]
+    wanted += [f"openslide.bounds-{side}" for side in ("x", "y", "width", "height")]
+    wanted += [f"openslide.level[{index}].{side}" for index in range(levels) for side in sides]
+    wanted += ["aperio.MPP", "tiff.ResolutionUnit", "tiff.XResolution", "tiff.YResolution"]
+    found = {}
+    for name in wanted:
+        with contextlib.suppress(KeyError, UnicodeDecodeError):
+            found[name] = str(handle.properties[name])
+    return found
 
 
 def _block_side(tile: int, size: int) -> int:

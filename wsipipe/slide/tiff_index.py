@@ -98,6 +98,8 @@ def index_tiff(path: str | Path, tiff: TiffFile) -> TiffIndex:
     ome = _ome_pixels(path, description) if vendor == "ome-tiff" else {}
     _check_pixels(path, tiff, first)
     pages = [first, *_smaller(path, tiff, first, vendor)]
+    for page in pages[1:]:
+        _check_pixels(path, tiff, page)
     levels = tuple(_level(path, tiff, page) for page in pages)
     _check_order(path, levels)
     claims, objective = _claims(tiff, first, description, ome)
