@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from wsipipe.config import ExtractSettings
+    from wsipipe.embed.drain import Drain
     from wsipipe.pipeline.extract import ExtractPlan
 
 _GRID = "Tiles"
@@ -202,63 +204,70 @@ def command(
     from wsipipe.embed.drain import Drain
 
     # First of all: a signal that comes while torch loads must not be lost.
-    drain = Drain().install()
-    quiet_threads()
-    from wsipipe.config import ExtractSettings
+    with Drain() as drain:
+        quiet_threads()
+        from wsipipe.config import ExtractSettings
 
-    settings = ExtractSettings.of(
-        encoders=tuple(encoder or ("texture",)),
-        out=out,
-        mpp=mpp,
-        tile_px=tile_px,
-        allow_off_card=allow_off_card,
-        mpp_tolerance=mpp_tolerance,
-        max_upsample=max_upsample,
-        overlap=overlap,
-        slide_mpp=slide_mpp,
-        icc=icc,
-        min_tissue=min_tissue,
-        tissue=tissue,
-        roi=roi,
-        roi_class=roi_class,
-        device=device,
-        precision=precision,
-        batch_size=number_or_auto("--batch-size", batch_size),
-        workers=number_or_auto("--workers", workers),
-        dtype=dtype,
-        weights=weights,
-        deterministic=deterministic,
-        shard=shard,
-        join=join,
-        stage=stage,
-        slide_timeout=slide_timeout,
-        grace=grace,
-        max_bad_tiles=max_bad_tiles,
-        recompute=recompute,
-        strict=strict,
-    )
+        settings = ExtractSettings.of(
+            encoders=tuple(encoder or ("texture",)),
+            out=out,
+            mpp=mpp,
+            tile_px=tile_px,
+            allow_off_card=allow_off_card,
+            mpp_tolerance=mpp_tolerance,
+            max_upsample=max_upsample,
+            overlap=overlap,
+            slide_mpp=slide_mpp,
+            icc=icc,
+            min_tissue=min_tissue,
+            tissue=tissue,
+            roi=roi,
+            roi_class=roi_class,
+            device=device,
+            precision=precision,
+            batch_size=number_or_auto("--batch-size", batch_size),
+            workers=number_or_auto("--workers", workers),
+            dtype=dtype,
+            weights=weights,
+            deterministic=deterministic,
+            shard=shard,
+            join=join,
+            stage=stage,
+            slide_timeout=slide_timeout,
+            grace=grace,
+            max_bad_tiles=max_bad_tiles,
+            recompute=recompute,
+            strict=strict,
+        )
+        if dry_run:
+            from wsipipe.pipeline.extract import plan_extract
+
+            _show_plan(plan_extract(settings, slides), json_output)
+            return
+        raise typer.Exit(_run(settings, slides, drain, json_output))
+
+
+def _run(settings: ExtractSettings, slides: list[str], drain: Drain, as_json: bool) -> int:
     from wsipipe.cli._progress import make_reporter
-    from wsipipe.pipeline.extract import plan_extract, run_extract
+    from wsipipe.pipeline.extract import run_extract
 
-    if dry_run:
-        _show_plan(plan_extract(settings, slides), json_output)
-        return
     result = run_extract(settings, slides, drain=drain, reporter=make_reporter())
-    summary = {
-        "out": str(result.out),
-        "done": list(result.done),
-        "empty": list(result.empty),
-        "failed": list(result.failed),
-        "pending": list(result.pending),
-        "reasons": result.reasons,
-        "tiles": result.tiles,
-        "seconds": round(result.seconds, 2),
-    }
-    if json_output:
-        _print_json(summary)
-    else:
+    if not as_json:
         _say_result(result)
-    raise typer.Exit(result.exit_code)
+        return result.exit_code
+    _print_json(
+        {
+            "out": str(result.out),
+            "done": list(result.done),
+            "empty": list(result.empty),
+            "failed": list(result.failed),
+            "pending": list(result.pending),
+            "reasons": result.reasons,
+            "tiles": result.tiles,
+            "seconds": round(result.seconds, 2),
+        }
+    )
+    return result.exit_code
 
 
 def _say_result(result: Any) -> None:

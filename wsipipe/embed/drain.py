@@ -54,6 +54,12 @@ class Drain:
             signal.signal(number, handler)
         self._former.clear()
 
+    def __enter__(self) -> Drain:
+        return self.install()
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if number == signal.SIGINT and self.signal_name == "SIGINT":

@@ -335,7 +335,7 @@ class Engine:
                 continue
             progress.queue = [(view, job) for view in views for job in view.jobs]
             progress.jobs_left = len(progress.queue)
-            progress.rows_left = sum(len(job.rows) for _, job in progress.queue)
+            progress.rows_left = sum(len(view.wanted(job.rows)) for view, job in progress.queue)
             if progress.queue:
                 self._feed.add(progress)
             else:
@@ -376,6 +376,11 @@ class Engine:
         out = buffer.tiles(len(rows), view.tile_px)
         tiles, status = self._read_job(view.slide, view.grid, job.job, out=out)
         job.progress.task.saw(view, rows, status)
+        if view.missing is not None:
+            wanted = view.missing[rows]
+            rows, status = rows[wanted], status[wanted]
+            tiles[: len(rows)] = tiles[wanted]
+            tiles = tiles[: len(rows)]
         return Chunk(job.progress, view, rows, tiles, status, buffer, self._pool)
 
     def _at(self, worker: _Worker, progress: Progress) -> None:

@@ -31,17 +31,24 @@ class View:
     Attributes:
         sinks: Encoder's index -> where its rows go.
         jobs: Read jobs still to be done, in row order.
+        missing: (N,) bool, rows that are wanted; None = all. A job is read whole, but only its
+            missing rows are embedded.
     """
 
     slide: Any
     grid: Any
     jobs: Sequence[Any]
     sinks: Mapping[int, Sink]
+    missing: NDArray[np.bool_] | None = None
 
     @property
     def tile_px(self) -> int:
         """Edge of the tiles in pixels."""
         return int(self.grid.tile_px)
+
+    def wanted(self, rows: Rows) -> Rows:
+        """Those of `rows` that are missing."""
+        return rows if self.missing is None else rows[self.missing[rows]]
 
     @property
     def encoders(self) -> tuple[int, ...]:

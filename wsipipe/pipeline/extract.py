@@ -30,6 +30,7 @@ from wsipipe.store import (
     write_tables,
 )
 from wsipipe.store.publish import make_folder, output_error
+from wsipipe.tissue import roi_settings, tissue_settings
 
 if TYPE_CHECKING:
     from wsipipe.pipeline.running import RunState
@@ -90,6 +91,10 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
         As `extract`.
     """
     targets = find_targets(settings)
+    # A misspelt method or path is one mistake, not one a slide.
+    tissue_settings(settings.tissue)
+    if settings.roi is not None:
+        roi_settings(settings.roi, classes=settings.roi_class or ())
     check_writable(settings.out)
     entries = find_slides(inputs)
     if settings.shard is not None:

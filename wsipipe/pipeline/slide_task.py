@@ -194,7 +194,9 @@ class SlideTask:
                 roi=roi,
             )
             sinks = {self.run.targets.index(t): self._sink(t, slide, grid) for t in targets}
-            view = View(slide, grid, _jobs(slide, grid, list(sinks.values())), sinks)
+            missing = np.logical_or.reduce([sink.missing for sink in sinks.values()])
+            jobs = _jobs(slide, grid, missing)
+            view = View(slide, grid, jobs, sinks, None if missing.all() else missing)
             self._views.append((view, list(sinks.values())))
             # A former run's bad tiles count, or a kill would reset what `max_bad_tiles` adds up.
             self._bad += int(np.count_nonzero(next(iter(sinks.values())).status))
@@ -321,11 +323,10 @@ class SlideTask:
             self.run.stage.release(self.path)
 
 
-def _jobs(slide: Slide, grid: TileGrid, sinks: Sequence[RowSink]) -> list[Any]:
-    """Read jobs that hold a row which some encoder still misses."""
+def _jobs(slide: Slide, grid: TileGrid, missing: NDArray[np.bool_]) -> list[Any]:
+    """Read jobs that hold a missing row."""
     if not len(grid):
         return []
     per_job = max(1, _JOB_BYTES // (grid.tile_px**2 * 3))
-    missing = np.logical_or.reduce([sink.missing for sink in sinks])
     jobs = plan_jobs(slide, grid, max_tiles=min(256, per_job))
     return [job for job in jobs if missing[job.rows].any()]
