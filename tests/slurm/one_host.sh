@@ -50,8 +50,8 @@ EOF
       "RealMemory=4000 Gres=gpu:1 State=UNKNOWN" >>"$folder/slurm.conf"
   done
   cat >>"$folder/slurm.conf" <<EOF
-PartitionName=low Nodes=n[1-3] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=25 MaxTime=60 State=UP
-PartitionName=high Nodes=n[1-3] PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
+PartitionName=low Nodes=n[1-3] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=25 MaxTime=INFINITE State=UP
+PartitionName=high Nodes=n[1-3] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 EOF
   # A GPU needs a device file, or the node is called invalid.
   echo 'NodeName=n[1-3] Name=gpu File=/dev/zero Flags=nvidia_gpu_env' >"$folder/gres.conf"

@@ -56,16 +56,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slides")
-    line = [sys.executable, "-m", "wsipipe", "synth", str(folder), "-n", "6", "--size", "4096"]
+    line = [sys.executable, "-m", "wsipipe", "synth", str(folder), "-n", "6", "--size", "2048"]
     subprocess.run(line, check=True, capture_output=True)
     return folder
 
 
-def submit(slides: Path, out: Path, *options: str) -> str:
+def submit(slides: Path, out: Path, *options: str, overlap: float = 0.6) -> str:
     """Submit an array of two tasks; its number. Overlapping tiles make it long enough."""
     line = [
         sys.executable, "-m", "wsipipe", "submit", "slurm", str(slides), "--out", str(out),
-        "--gpus", "2", "--cpus", "1", "--memory", "2G", "--json", "--overlap", "0.7",
+        "--gpus", "2", "--cpus", "1", "--memory", "2G", "--json", "--overlap", str(overlap),
         "--grace", "5", *options,
     ]  # fmt: skip
     done = subprocess.run(line, check=False, capture_output=True, text=True)
@@ -127,8 +127,9 @@ def test_a_task_near_its_time_limit_drains_and_is_put_back(
     cluster: Path, slides: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    job = submit(slides, out, "--time", "1m", "--warn", "30")
-    wait_until(lambda: "code 75" in logs(out), 180, "a task has drained")
+    # Slurm tells up to a minute earlier than it is asked to, and a worker needs time to start.
+    job = submit(slides, out, "--time", "3m", "--warn", "60", overlap=0.8)
+    wait_until(lambda: "code 75" in logs(out), 240, "a task has drained")
     wait_until(lambda: not in_queue(job), 900, "the array is through")
     assert_whole(out)
     assert "restart 1" in logs(out)
