@@ -32,7 +32,8 @@ def randomise(state: State, seed: int = 0) -> State:
             filled[key] = 1 + 0.1 * noise
         elif value.ndim >= 2:
             fan_in = value[0].numel() if value.ndim > 1 else value.numel()
-            filled[key] = noise * fan_in**-0.5 if name == "weight" else noise * 0.3
+            matrix = name.endswith("weight") or name == "proj"
+            filled[key] = noise * fan_in**-0.5 if matrix else noise * 0.3
         else:
             filled[key] = noise * 0.1
     return filled

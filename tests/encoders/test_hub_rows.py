@@ -19,10 +19,15 @@ from wsipipe.encoders import create
 from wsipipe.encoders.create import create_encoder
 from wsipipe.encoders.registry import Recipe, find, recipes
 
-# Too large for every run even with one block, or without blocks to take away.
-LARGE = ("dinov3-vit7b16", "tissue-concepts-s", "tissue-concepts-b", "remedis-152x2-m")
+# Too large for every run even with one block or without blocks to take away, or another pooling of
+# weights that another row loads.
+FULL_ONLY = {
+    *("dinov3-vit7b16", "tissue-concepts-s", "tissue-concepts-b", "tissue-concepts-pool-first"),
+    *("virchow-cls", "virchow2-cls", "h0-mini-cls-mean", "midnight-12k-cls", "phikon-v2-cls-mean"),
+    *("musk-single-scale", "resnet50-imagenet-full", "remedis-152x2-m"),
+}
 ROWS = [
-    pytest.param(r.card.name, marks=pytest.mark.full if r.card.name in LARGE else ())
+    pytest.param(r.card.name, marks=pytest.mark.full if r.card.name in FULL_ONLY else ())
     for r in recipes()
     if r.loads and r.origin == "catalogue"
 ]

@@ -134,8 +134,8 @@ class EncoderCard:
 
     def _check(self) -> None:
         problems = []
-        if not self.name or "/" in self.name:
-            problems.append(f"name {self.name!r} is empty or has a slash")
+        if not self.folder:
+            problems.append(f"name {self.name!r} has no letter or digit to name a folder with")
         if self.dim < 1 or self.tile_px < 1:
             problems.append("dim and tile_px must be positive")
         if self.mpp is not None and not 0.05 <= self.mpp <= 20:
@@ -174,6 +174,20 @@ class EncoderCard:
         if self.page is None and self.hub is not None:
             return f"https://huggingface.co/{self.hub}"
         return self.page
+
+    def identity(
+        self, weights_sha256: str, revision: str | None, definition: str | None
+    ) -> dict[str, Any]:
+        """What decides the features of a tile; JSON-able."""
+        return {
+            "encoder": self.name,
+            "definition": definition,
+            "revision": revision,
+            "weights_sha256": weights_sha256,
+            "pooling": self.pooling,
+            "dim": self.dim,
+            "transform": self.transform_identity(),
+        }
 
     def transform_identity(self) -> dict[str, Any]:
         """What the transform does to the numbers, as canonical JSON-able values."""

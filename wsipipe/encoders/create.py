@@ -65,6 +65,7 @@ def create_encoder(
         device=place,
         weights_sha256=digest,
         revision=revision,
+        definition=recipe.definition,
     )
 
 
@@ -77,15 +78,7 @@ def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
     if weights is None and not recipe.loads:
         return create_encoder(name, precision="fp32").identity()
     located = locate(recipe, weights)
-    card = recipe.card
-    return {
-        "encoder": card.name,
-        "revision": located.revision,
-        "weights_sha256": located.sha256,
-        "pooling": card.pooling,
-        "dim": card.dim,
-        "transform": card.transform_identity(),
-    }
+    return recipe.card.identity(located.sha256, located.revision, recipe.definition)
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -21,6 +21,7 @@ Everything that `EncoderCard` has may be given; an unknown key is an error.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,13 @@ def from_yaml(path: Path) -> Recipe:
     def build(card: EncoderCard) -> nn.Module:
         return _build(card, prefix)
 
-    return Recipe(card, build, "card", folder=path.parent if weights is not None else None)
+    return Recipe(
+        card,
+        build,
+        "card",
+        folder=path.parent if weights is not None else None,
+        definition=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
 
 
 def _refuse_strangers(path: Path, settings: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ class Encoder(nn.Module):
         precision: "fp32", "bf16" or "fp16", resolved.
         weights_sha256: Of the weights file, or of the parameters where there is no file.
         revision: Commit of the hub repository, or None.
+        definition: Hash of what the name does not fix (a file's text), or None.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class Encoder(nn.Module):
         device: str | torch.device = "cpu",
         weights_sha256: str = "",
         revision: str | None = None,
+        definition: str | None = None,
     ) -> None:
         super().__init__()
         self.card = card
         self.precision: Resolved = precision
         self.weights_sha256 = weights_sha256
         self.revision = revision
+        self.definition = definition
         self.transform = Transform(card)
         self.network = lower(network, precision)
         self.eval().requires_grad_(False).to(device)
@@ -129,14 +132,7 @@ class Encoder(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, for the identity of a feature file (precision is left out)."""
-        return {
-            "encoder": self.card.name,
-            "revision": self.revision,
-            "weights_sha256": self.weights_sha256,
-            "pooling": self.card.pooling,
-            "dim": self.card.dim,
-            "transform": self.card.transform_identity(),
-        }
+        return self.card.identity(self.weights_sha256, self.revision, self.definition)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":

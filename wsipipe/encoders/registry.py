@@ -51,6 +51,8 @@ class Recipe:
         loads: True if published weights are to be loaded into what `build` returns; False if
             `build` returns it ready.
         folder: Where the weights lie, for local folders.
+        definition: Hash of what the name alone does not fix (the text of a file, the arguments of
+            an architecture); None for the catalogue.
     """
 
     card: EncoderCard
@@ -58,6 +60,7 @@ class Recipe:
     origin: str
     loads: bool = True
     folder: Path | None = None
+    definition: str | None = None
 
 
 def resolve(name: str) -> EncoderCard:
@@ -164,7 +167,13 @@ def _from_entry_point(entry: EntryPoint) -> Recipe:
     if not isinstance(card, EncoderCard):
         raise TypeError(f"{entry.value} is not an EncoderCard")
     module = importlib.import_module(entry.module)
-    return Recipe(card, module.build, f"plugin {entry.name}", getattr(module, "LOADS", False))
+    return Recipe(
+        card,
+        module.build,
+        f"plugin {entry.name}",
+        loads=getattr(module, "LOADS", False),
+        definition=entry.dist.version if entry.dist is not None else None,
+    )
 
 
 def _spelling(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -53,7 +54,7 @@ def from_timm(name: str) -> Recipe:
             f"Give them with --weights FILE, or use timm:{arch}?pretrained=false for a trial.",
         )
     card = _card_from_timm(name, arch, settings, {}, hub=settings.get("hf_hub_id"))
-    return Recipe(card, _build, "timm", loads=pretrained == "true")
+    return Recipe(card, _build, "timm", loads=pretrained == "true", definition=_definition(card))
 
 
 def from_hub(name: str) -> Recipe:
@@ -99,18 +100,26 @@ def from_python_file(path: Path) -> Recipe:
             f"There is no file {path}.",
             "Give the path of a .py file with CARD and build.",
         )
-    module = _import_file(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    module = _import_file(path, digest)
     card, build = getattr(module, "CARD", None), getattr(module, "build", None)
     if not isinstance(card, EncoderCard) or not callable(build):
         raise ConfigError(
             f"{path} is not an encoder file: it needs CARD = wsipipe.EncoderCard(...) and "
             "def build(card)."
         )
-    return Recipe(card, build, "file", loads=False)
+    return Recipe(card, build, "file", loads=False, definition=digest)
 
 
-def _import_file(path: Path) -> ModuleType:
-    name = f"wsipipe_encoder_{re.sub(r'[^0-9A-Za-z]', '_', str(path.resolve()))}"
+def _definition(card: EncoderCard) -> str:
+    """Hash of an architecture and its arguments."""
+    text = json.dumps([card.arch, dict(card.arch_kwargs)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _import_file(path: Path, digest: str) -> ModuleType:
+    # The hash is part of the name: an edited file is another module, not the one of before.
+    name = f"wsipipe_encoder_{path.stem}_{digest[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -161,7 +170,7 @@ def _from_config(
         revision=revision,
         pool=settings.get("global_pool"),
     )
-    return Recipe(card, _build, origin, folder=folder)
+    return Recipe(card, _build, origin, folder=folder, definition=_definition(card))
 
 
 def _card_from_timm(
@@ -179,8 +188,6 @@ def _card_from_timm(
 
     from wsipipe.encoders.nets.vit import timm_model
 
-    if "wsipipe" in settings:  # written by `wsipipe pretrain`, which knows more than timm's format
-        model_args = {**model_args}
     arguments = {k: v for k, v in model_args.items() if k != "num_classes"}
     if pool is not None:
         arguments.setdefault("global_pool", pool)
@@ -189,6 +196,7 @@ def _card_from_timm(
         pooling = "cls"
     with torch.device("meta"):
         model = timm_model(arch, arguments)
+    # `wsipipe pretrain` writes what timm's format has no place for under a key of its own.
     own: dict[str, Any] = dict(settings.get("wsipipe") or {})
     size = settings.get("fixed_input_size") or settings.get("input_size") or (3, 224, 224)
     edge = int(size[-1] if isinstance(size, list | tuple) else 224)

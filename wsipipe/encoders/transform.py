@@ -7,10 +7,10 @@ multiply and one add: (x / 255 - mean) / std = x * 1/(255 std) - mean/std.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsipipe.encoders.card import EncoderCard
+from wsipipe.encoders.resample import resize_bytes
 
 __all__ = ["Transform"]
 
@@ -49,11 +49,9 @@ class Transform(nn.Module):
         pixels = tiles.permute(0, 3, 1, 2)
         if not self.any_size:
             pixels = self._crop(self._resize(pixels))
-        if pixels.dtype == torch.uint8:
-            return self._normalise_bytes(pixels.permute(0, 2, 3, 1))
-        return torch.addcmul(self.shift, pixels.contiguous(), self.scale)
+        return self._normalise(pixels.permute(0, 2, 3, 1))
 
-    def _normalise_bytes(self, tiles: Tensor) -> Tensor:
+    def _normalise(self, tiles: Tensor) -> Tensor:
         """Tiles (B, H, W, 3) uint8 to normalised planes (B, 3, H, W) float32.
 
         On CPU torch converts and broadcasts a channels-last view byte by byte (1.4 ms a tile of
@@ -65,7 +63,8 @@ class Transform(nn.Module):
         rows = tiles.flatten(2).to(torch.float32)
         scale, shift = self.scale.flatten().repeat(width), self.shift.flatten().repeat(width)
         rows = torch.addcmul(shift, rows, scale)
-        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2).contiguous()
+        planes = rows.reshape(*tiles.shape).permute(0, 3, 1, 2)
+        return planes.contiguous()
 
     def _resize(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -77,11 +76,7 @@ class Transform(nn.Module):
             int(self.resize_px * height / shortest),
             int(self.resize_px * width / shortest),
         )
-        resized = F.interpolate(
-            pixels.float(), size=size, mode=self.interpolation, antialias=True, align_corners=False
-        )
-        # The makers resize 8-bit images: back to the 256 levels that their networks saw.
-        return resized.round_().clamp_(0, 255)
+        return resize_bytes(pixels, size, self.interpolation)
 
     def _crop(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]

@@ -175,6 +175,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], output: Path) -> int:
     if not tensors:
         raise WeightsError(output.name, "There are no tensors to write.", "Is this the right file?")
     temporary = output.with_name(f".{output.name}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    # clone: safetensors refuses tensors that share memory, as tied weights do.
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
     temporary.replace(output)
     return len(tensors)
