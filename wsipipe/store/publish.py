@@ -33,8 +33,9 @@ __all__ = [
 ]
 
 # A lease that was not refreshed for so long belongs to nobody: at least five heartbeats, and
-# longer than network file systems cache attributes (60 s).
-LEASE_TTL_S = 900.0
+# longer than network file systems cache attributes (60 s). All processes that share a folder must
+# agree on it; a site whose nodes are often lost may set it lower, for all of them.
+LEASE_TTL_S = float(os.environ.get("WSIPIPE_LEASE_TTL_S", "900"))
 
 _COPY_BYTES = 8 << 20
 _serial = itertools.count()
