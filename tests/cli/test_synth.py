@@ -23,10 +23,10 @@ def test_folder_holds_slides_labels_and_truth(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert [slide["slide_id"] for slide in report["slides"]] == ["slide-0001", "slide-0002"]
+    assert [slide["slide_id"] for slide in report["slides"]] == ["slide-3-0001", "slide-3-0002"]
     assert {slide["label"] for slide in report["slides"]} == {"tumour", "normal"}
     assert all(slide["width"] == "400" and slide["height"] == "300" for slide in report["slides"])
-    for name in ("slide-0001.svs", "labels.csv", "truth/tissue/slide-0001.geojson"):
+    for name in ("slide-3-0001.svs", "labels.csv", "truth/tissue/slide-3-0001.geojson"):
         assert (tmp_path / name).is_file()
     header = (tmp_path / "labels.csv").read_text().splitlines()[0].split(",")
     assert header[:5] == ["slide_id", "label", "patient_id", "site", "tumour_fraction"]

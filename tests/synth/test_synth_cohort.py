@@ -95,3 +95,11 @@ def test_bad_cohorts_are_refused_and_nothing_is_written(
     with pytest.raises(ConfigError):
         make_cohort(tmp_path / "out", **settings)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_cohorts_of_other_seeds_share_no_slide_and_no_patient(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_cohort(tmp_path / str(seed), n=2, seed=seed, **TINY)
+    for column in ("slide_id", "patient_id"):
+        first, second = ({row[column] for row in labels(tmp_path / str(s))} for s in (0, 1))
+        assert not first & second

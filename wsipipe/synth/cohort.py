@@ -142,7 +142,7 @@ def make_cohort(
     """Write `n` slides, `labels.csv` and `truth/`; slides that are there already are kept.
 
     Args:
-        out: Folder; slides are `slide-0001.svs` and so on.
+        out: Folder; slides are `slide-0001.svs` and so on, of seed 7 `slide-7-0001.svs`.
         n: Number of slides.
         width: Level-0 pixels.
         height: Level-0 pixels; as the width when None.
@@ -177,11 +177,13 @@ def make_cohort(
     out = Path(out)
     patients = -(-n // slides_per_patient)
     with_tumour, at_site = _draw_patients(patients, sites, labels, seed)
+    # Slides of two cohorts must not pass for the same slide or patient.
+    series = f"{seed}-" if seed else ""
     rows, paths = [], []
     for index in range(n):
         patient = index // slides_per_patient
         rng = np.random.default_rng((seed, index))
-        slide_id = f"slide-{index + 1:04d}"
+        slide_id = f"slide-{series}{index + 1:04d}"
         path = out / f"{slide_id}.svs"
         site = at_site[patient]
         asked: dict[str, Any] = {
@@ -199,7 +201,10 @@ def make_cohort(
             summary = json.loads((out / "truth" / f"{slide_id}.json").read_text("utf-8"))
         if progress is not None:
             progress(slide_id, missing)
-        summary |= {"patient_id": f"patient-{patient + 1:04d}", "site": f"site-{chr(65 + site)}"}
+        summary |= {
+            "patient_id": f"patient-{series}{patient + 1:04d}",
+            "site": f"site-{chr(65 + site)}",
+        }
         rows.append(summary)
         paths.append(path)
     _write_labels(out / "labels.csv", rows)
