@@ -46,12 +46,19 @@ def _gradient(model, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat(grads).clone()
 
 
+def _trainable(model) -> bool:
+    return any(True for _ in model.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_equals_padded_equals_one_at_a_time(name):
     model, bags = _model(name), _bags(7, 1, 30, 3)
     weights = torch.randn(len(bags), 3, generator=torch.Generator().manual_seed(2))
     single = [model(b[None]) for b in bags]
     alone = torch.cat([o.logits for o in single])
+    if not _trainable(model):  # nearest neighbours: nothing to differentiate
+        torch.testing.assert_close(model.forward_bags(bags).logits, alone)
+        return
     grad_alone = _gradient(model, (alone * weights).sum())
     packed = model.forward_bags(bags)
     grad_packed = _gradient(model, (packed.logits * weights).sum())
@@ -103,8 +110,10 @@ def test_any_number_of_classes_and_bags_of_one_tile_train(name, n_classes):
     model = create_aggregator(name, in_dim=DIM, n_classes=n_classes, **SMALL.get(name, {})).train()
     out = model.forward_bags(_bags(1, 2, 11))
     assert out.logits.shape == (3, n_classes)
-    out.logits.sum().backward()
     assert torch.isfinite(out.logits).all()
+    if not _trainable(model):
+        return
+    out.logits.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

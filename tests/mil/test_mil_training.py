@@ -224,8 +224,9 @@ def test_small_packs_give_the_gradients_of_one_large_pack(cohort, target):
     for run in runs:
         fit_runs([run], bags, device=CPU)
     first, second = (dict(r.model.named_parameters()) for r in runs)
-    # A softmax does not see a constant: that bias has no gradient but rounding, which Adam scales.
-    for name in first.keys() - {"score.w.bias"}:
+    # Softmax and risk sets do not see a constant: such a bias has no gradient but rounding,
+    # which Adam scales.
+    for name in first.keys() - {"score.w.bias", *(["head.bias"] if target is COX else [])}:
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
 
 
@@ -244,13 +245,57 @@ def test_a_bag_is_read_once_an_epoch_for_all_runs(cohort):
     ("name", "settings"),
     [
         ("clam-sb", SMALL), ("dsmil", {"query_dim": 8}), ("dtfd", SMALL), ("acmil", SMALL),
-        ("panther", {"prototypes": 3, "normalise": False, "dropout": 0.0}), ("transformer", {"hidden": 16, "heads": 2, "mlp": 16}),
+        ("transformer", {"hidden": 16, "heads": 2, "mlp": 16}),
     ],
 )  # fmt: skip
 def test_other_aggregators_learn_through_the_same_door(cohort, name, settings):
     own = TrainSettings(aggregator_settings=settings, epochs=10, lr=1e-2, inner=1)
     result = _train(cohort, aggregator=name, settings=own, folds=2)
     assert result.metrics["metrics"]["auroc"]["pooled"] > 0.75
+
+
+@pytest.mark.parametrize(("name", "settings"), [("linear", {}), ("knn", {"k": 5})])
+def test_models_on_slide_vectors_are_fitted_in_closed_form(cohort, name, settings):
+    own = TrainSettings(aggregator_settings=settings, inner=1)
+    result = _train(cohort, aggregator=name, settings=own)
+    assert result.metrics["metrics"]["auroc"]["pooled"] > 0.75
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_linear_probe_is_scikit_learns(n_classes):
+    from sklearn.linear_model import LogisticRegression
+
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (n_classes == 3) * (x[:, 1] > 1).long()
+    target = Target("t", "classification", ("t",), tuple("abc"[:n_classes]))
+    labels = torch.stack([y.float(), torch.zeros(60)], dim=1)
+    criterion = fit_criterion(target, 0, labels.double().numpy(), "none")
+    model = create_aggregator("linear", in_dim=5, n_classes=n_classes)
+    assert model.fit_vectors(x, labels, criterion, 0)
+    with torch.no_grad():
+        said = torch.softmax(model.forward_bags(list(x[:, None])).logits, dim=1)
+    wanted = LogisticRegression(C=0.5, max_iter=5000).fit(x, y).predict_proba(x)
+    np.testing.assert_allclose(said, wanted, atol=1e-5)
+
+
+def test_the_cox_net_is_scikit_survivals(cohort):
+    settings = TrainSettings(inner=1)
+    said = {"target": [], "time": "months", "event": "died", "settings": settings}
+    result = _train(cohort, aggregator="coxnet", **said)
+    assert result.metrics["metrics"]["c_index"]["pooled"] > 0.6
+    with pytest.raises(ConfigError, match="--time and --event"):
+        _train(cohort, "x", aggregator="coxnet", settings=settings)
+
+
+def test_prototypes_come_from_tiles_of_the_training_part(cohort):
+    settings = TrainSettings(
+        aggregator_settings={"prototypes": 3, "normalise": False}, epochs=2, inner=1, batch_bags=3
+    )
+    _train(cohort, aggregator="panther", settings=settings, folds=2)
+    for k in range(2):
+        centres = load_fold(cohort / "out" / "models" / f"fold-{k}").members[0].prototypes
+        # One of three clusters is the odd tiles, at 3 in the first three columns.
+        assert centres[:, :3].mean(dim=1).max() > 2
 
 
 def test_survival_says_c_index_ipcw_brier_and_log_rank(cohort):

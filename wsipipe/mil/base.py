@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.packing import Segments, pack, pack_padded, rows_tensor, unpack
+
+if TYPE_CHECKING:
+    from wsipipe.mil.losses import Criterion
 
 __all__ = ["Aggregator", "DeepLogits", "MILOutput", "init_linear"]
 
@@ -130,6 +133,19 @@ class Aggregator(nn.Module):
         """
         return self.forward_bags([rows_tensor(bag[:])])
 
+    def fit_vectors(self, vectors: Tensor, y: Tensor, criterion: Criterion, seed: int) -> bool:
+        """Fit in closed form on one vector a bag, instead of by gradient.
+
+        Args:
+            vectors: (B, in_dim) float32, mean tile of each bag, standardised where asked.
+            y: (B, 2) as in `BagSet`.
+            criterion: What the training part taught about the target.
+
+        Returns:
+            True where the model is now fitted; False (most models): train it by gradient.
+        """
+        return False
+
     def instance_loss(self, out: MILOutput, labels: Tensor, bags: Segments) -> Tensor | None:
         """Supervision of single tiles by pseudo-labels; None where the model has none.
 
@@ -142,7 +158,8 @@ class Aggregator(nn.Module):
         """Features in the dtype of the weights; under autocast they stay as they are."""
         if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
             return x.to(torch.get_autocast_dtype(x.device.type))
-        return x.to(next(self.parameters()).dtype)
+        first = next(self.parameters(), None)
+        return x.float() if first is None else x.to(first.dtype)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -27,6 +27,8 @@ from wsipipe.mil.settings import TrainSettings
 
 __all__ = ["BagSet", "Run", "fit_runs", "predict_logits"]
 
+_GAIN = 1e-3
+
 
 @dataclass(frozen=True)
 class BagSet:
@@ -83,6 +85,7 @@ class Run:
     best: dict[str, Tensor] = field(default_factory=dict)
     best_loss: float = math.inf
     best_epoch: int = -1
+    gain_epoch: int = 0
     epoch: int = 0
     done: bool = False
     optimizer: torch.optim.Optimizer | None = None
@@ -105,8 +108,10 @@ class Run:
                 return (step + 1) / warm
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
+        # Nearest neighbours have nothing to train; the optimiser wants something to hold.
+        trained = list(self.model.parameters()) or [torch.nn.Parameter(torch.zeros(1))]
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=s.lr, weight_decay=s.weight_decay, fused=True
+            trained, lr=s.lr, weight_decay=s.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         generator = torch.Generator().manual_seed(self.seed)
@@ -127,7 +132,7 @@ class Run:
             "scheduler": self.scheduler.state_dict()["last_epoch"],
             "best": self.best,
             "rng": self.rng,
-            "numbers": [self.best_loss, self.best_epoch, self.epoch, self.done],
+            "numbers": [self.best_loss, self.best_epoch, self.gain_epoch, self.epoch, self.done],
             "log": self.log,
         }
 
@@ -140,8 +145,8 @@ class Run:
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * rate(self.scheduler.last_epoch)
         self.best, self.rng, self.log = state["best"], state["rng"], list(state["log"])
-        loss, best, epoch, done = state["numbers"]
-        self.best_loss, self.best_epoch = float(loss), int(best)
+        loss, best, gain, epoch, done = state["numbers"]
+        self.best_loss, self.best_epoch, self.gain_epoch = float(loss), int(best), int(gain)
         self.epoch, self.done = int(epoch), bool(done)
 
 
@@ -213,9 +218,13 @@ def _judge(run: Run) -> None:
     if not math.isfinite(loss) and len(run.val) == 0:
         loss = -float(run.epoch)  # nothing to choose by: the last epoch it is
     if loss < run.best_loss:
+        # A gain of less than this keeps the weights but buys no further patience: separable data
+        # would else creep towards zero for ever.
+        if loss < run.best_loss - _GAIN:
+            run.gain_epoch = run.epoch - 1
         run.best_loss, run.best_epoch = loss, run.epoch - 1
         run.best = {k: v.detach().cpu().clone() for k, v in run.model.state_dict().items()}
-    stalled = run.epoch - 1 - run.best_epoch >= run.settings.patience
+    stalled = run.epoch - 1 - run.gain_epoch >= run.settings.patience
     run.done = run.epoch >= run.settings.epochs or stalled
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wsipipe import __version__
 from wsipipe.errors import CorruptFileError
 from wsipipe.mil.bank import FeatureBank
+from wsipipe.mil.base import Aggregator
 from wsipipe.mil.calibration import fit_calibration
 from wsipipe.mil.ensemble import FORMAT, VERSION, FoldModel, load_fold, name_digest, save_fold
 from wsipipe.mil.fitting import BagSet, Run, fit_runs, predict_logits, resolve_precision
@@ -127,7 +128,7 @@ class FoldTrainer:
         if not todo:
             return []
         model = self._new_model(self.plan.settings, 0)
-        size = sum(p.numel() for p in model.parameters()) * 16
+        size = 16 * max(1, sum(p.numel() for p in model.parameters()))
         runs = self._inner_count(self.plan.folds[0]) * len(self.plan.settings.points)
         together = max(1, int(_STATE_BYTES // max(1, size * runs)))
         if self.bank.tier != "mapped":
@@ -206,8 +207,27 @@ class FoldTrainer:
                     norm=norm,
                 )
                 run.prepare(self.device)
+                self._fit_closed(run)
                 out.append(run)
         return out
+
+    def _fit_closed(self, run: Run) -> None:
+        """Models on one vector a bag are fitted here and now; they take no epochs."""
+        y = run.y[torch.as_tensor(run.train), 0]
+        known = ~torch.isnan(y[:, 0])
+        own = run.train[known.numpy()]
+        if type(run.model).fit_vectors is Aggregator.fit_vectors:
+            return
+        vectors = torch.stack(
+            [run.normalise(self.bags.get(int(b)).to(self.device).float()).mean(dim=0) for b in own]
+        )
+        if run.model.fit_vectors(vectors.cpu(), y[known], run.criteria[0], run.seed):
+            run.done = True
+            z = predict_logits([run], self.bags, run.val.tolist(), device=self.device)[0]
+            loss = run.criteria[0](torch.from_numpy(z), run.y[torch.as_tensor(run.val), 0])
+            run.best_loss = 0.0 if loss is None else float(loss)
+            run.best_epoch = 0
+            run.log.append({"train_loss": math.nan, "val_loss": run.best_loss})
 
     def _some_tiles(self, own: NDArray[np.int64], norm: Any, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)

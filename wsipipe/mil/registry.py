@@ -36,6 +36,9 @@ AGGREGATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "rrt": ("wsipipe.mil.aggregators.rrt:RRT", {}),
     "wikg": ("wsipipe.mil.aggregators.wikg:WiKG", {}),
     "s4": ("wsipipe.mil.aggregators.s4:S4MIL", {}),
+    "linear": ("wsipipe.mil.aggregators.vectors:LinearProbe", {}),
+    "knn": ("wsipipe.mil.aggregators.vectors:KNearest", {}),
+    "coxnet": ("wsipipe.mil.aggregators.vectors:CoxNet", {}),
     "panther": ("wsipipe.mil.aggregators.panther:Panther", {}),
 }
 
