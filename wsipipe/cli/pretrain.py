@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,6 +108,8 @@ def command(
         )
     finally:
         drain.restore()
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process speaks
     if as_json:
         typer.echo(json.dumps({**asdict(result), "encoder": str(result.encoder)}))
         return

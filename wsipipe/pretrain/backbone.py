@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from wsipipe.encoders.nets.vit import pool_tokens, timm_model
@@ -45,7 +46,7 @@ class Backbone(nn.Module):
         self.net, self.pool = net, pool
         self.dim = int(net.num_features)
         self.out_dim = self.dim * (2 if pool == "cls+mean" else 1)
-        self.is_vit = hasattr(net, "blocks") and hasattr(net, "_pos_embed")
+        self.is_vit = isinstance(net, VisionTransformer)
         self.n_prefix = int(net.num_prefix_tokens) if self.is_vit else 0
         self.patch = int(net.patch_embed.patch_size[0]) if self.is_vit else 0
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.dim)) if masking else None
@@ -173,7 +174,7 @@ def build_backbone(arch: Arch, *, masking: bool = False, teacher: bool = False) 
 def timm_arguments(arch: Arch) -> dict[str, Any]:
     """Arguments of timm's model, as they also stand in the exported config.json."""
     args: dict[str, Any] = {**arch.args, "num_classes": 0}
-    if "vit" in arch.timm:
+    if arch.timm.startswith(("vit_", "deit_", "deit3_", "flexivit_")):
         args.setdefault("dynamic_img_size", True)
         # The last norm stays before pooling, so that class and patch tokens are both normed.
         args["fc_norm"] = False

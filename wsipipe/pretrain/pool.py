@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -137,7 +138,7 @@ class SlidePool:
         found = detect_tissue(slide, self.tissue, slide_id=slide_id)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}")
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
             dx, dy = (str(d) for d in found.downsample)
             bits, shape = np.packbits(found.mask), np.array(found.mask.shape)
             with temporary.open("wb") as file:

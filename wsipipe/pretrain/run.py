@@ -212,7 +212,7 @@ def _trainer(
     from wsipipe.pretrain.source import open_tiles
     from wsipipe.pretrain.trainer import Trainer
 
-    probe = open_tiles(Path(labelled), recipe.sampler.px) if labelled is not None else None
+    probe = open_tiles(Path(labelled), recipe.views.global_.px) if labelled is not None else None
     if probe is not None and "label" not in probe.labels:
         raise ConfigError(f"{labelled}: these tiles have no labels.", "One subfolder a class.")
     return Trainer(
@@ -256,9 +256,13 @@ def _finish(
             "initial_licence": None if start is None else start.card.licence,
             "health": result.health,
         }
-        export_encoder(
-            trainer.method.exported(), trainer.recipe, folder, history, trainer.method.head_state()
-        )
+        method = trainer.method
+        try:
+            export_encoder(method.exported(), trainer.recipe, folder, history, method.head_state())
+        except OSError as error:
+            raise OutputError(
+                folder, f"cannot be written ({error}).", "Free some space; then --resume."
+            ) from error
     return Pretrained(
         encoder=folder,
         steps=result.steps,

@@ -256,7 +256,9 @@ class Trainer:
         return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
 
     def _views(self, raw: TileBatch, generator: torch.Generator, rows: slice) -> ViewBatch:
-        tiles = torch.from_numpy(raw.tiles).to(self.device, non_blocking=True)
+        tiles = torch.from_numpy(raw.tiles)
+        if self.device.type == "cuda":
+            tiles = tiles.pin_memory().to(self.device, non_blocking=True)
         batch = self.views(
             tiles, generator=generator, rows=rows, total=self.n, plain=self.method.plain
         )
@@ -333,9 +335,10 @@ class Trainer:
         losses = torch.stack([loss for _, loss, _ in self._pending])
         means = (all_reduce_sum(losses) / world_size()).tolist()
         for (step, _, values), loss in zip(self._pending, means, strict=True):
-            if not math.isfinite(loss):
+            norm = float(values["grad_norm"])
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
-                    f"the loss is {loss} at step {step}.",
+                    f"at step {step} the loss is {loss} and the gradient's norm {norm}.",
                     "Lower optim.lr, raise optim.warmup, set optim.clip, and go on with --resume.",
                     latest(self.checkpoints),
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class Watch:
         encoder.eval()
         out = []
         for i in range(0, len(tiles), _BATCH):
-            images = to_float(torch.from_numpy(tiles[i : i + _BATCH]).to(self.device))
+            images = to_float(torch.from_numpy(_middle(tiles[i : i + _BATCH], px)).to(self.device))
             out.append(encoder(normalise(resize(images, px), self.recipe.views)).float().cpu())
         encoder.train(was)
         return torch.cat(out)
@@ -67,6 +68,8 @@ class Watch:
             n = self.recipe.monitor.tiles
             self._tiles = self.source.batch(0, n, slice(0, n)).tiles
         features = self.features(self._tiles)
+        if not torch.isfinite(features).all():
+            return {}, f"at step {step} the features are not finite numbers"
         values = feature_health(features)
         if entropy is not None:
             values["teacher_entropy_share"] = entropy
@@ -75,3 +78,9 @@ class Watch:
             x = self.features(self.labelled.tiles)
             values["knn"] = knn_accuracy(x[::2], label[::2], x[1::2], label[1::2])
         return values, self.alarm.check(step, features.shape[1], values)
+
+
+def _middle(tiles: TileArray, px: int) -> TileArray:
+    """The middle of tiles that are larger than the encoder's: its resolution stays."""
+    y, x = ((size - px) // 2 if size > px else 0 for size in tiles.shape[1:3])
+    return np.ascontiguousarray(tiles[:, y : y + px, x : x + px])

@@ -38,6 +38,13 @@ class Finetune(Method):
         else:
             self._inject()
 
+    def train(self, mode: bool = True) -> Finetune:
+        """A probed encoder stays as it is: its batch norm must not follow the new tiles."""
+        super().train(mode)
+        if self.recipe.loss.mode == "linear":
+            self.student.eval()
+        return self
+
     def _freeze(self) -> None:
         net, mode = self.student.net, self.recipe.loss.mode
         for parameter in net.parameters():
