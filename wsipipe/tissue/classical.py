@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.tissue import morphology
+from wsipipe.tissue.density import Density, extremes, optical_density
 from wsipipe.tissue.morphology import Scale
 from wsipipe.tissue.settings import ClassicalSettings
 from wsipipe.types import BoolArray, Rgb, TileArray
 
-__all__ = ["Regions", "detect_tissue_rgb", "estimate_background", "optical_density"]
+__all__ = ["Regions", "detect_tissue_rgb", "estimate_background"]
 
 # Evidence (thousandths of OD) from which on there is tissue. Glass after smoothing reaches 5 to 12
 # (95th percentile, 12 real pictures, also at JPEG quality 40), pale tissue starts at 30.
@@ -84,11 +85,12 @@ def detect_tissue_rgb(
     scale = Scale(*mpp_xy)
     if background is None:
         background = estimate_background(rgb)
+    density = optical_density(rgb, background)
     ink = np.zeros(rgb.shape[:2], dtype=bool)
     if settings.pen:
-        ink = pen.find_pen(rgb, background, scale, settings)
+        ink = pen.find_pen(density, scale, settings)
     if method == "auto":
-        found = _by_density(rgb, ink, background, scale, settings)
+        found = _by_density(density, ink, min(background), scale, settings)
     else:
         found = simple.METHODS[method](rgb, scale, settings)
     found = morphology.close(found, scale, settings.close_um)
@@ -96,7 +98,7 @@ def detect_tissue_rgb(
     found &= ~ink
     found = morphology.drop_specks(found, scale, settings.min_tissue_mm2)
     if method == "auto":
-        found = _drop_unstained_parts(found, rgb, background, ink_too=settings.pen)
+        found = _drop_unstained_parts(found, density, ink_too=settings.pen)
     return Regions(found, ink, background)
 
 
@@ -107,7 +109,7 @@ def estimate_background(rgb: TileArray) -> Rgb:
     """
     import cv2
 
-    high, low = rgb.max(axis=2), rgb.min(axis=2)
+    low, high = extremes(rgb)
     # Glass is smooth, tissue is not: this lets glass have a tint (lamps, filters) of its own.
     square = np.ones((3, 3), dtype=np.uint8)
     flat = cv2.morphologyEx(cv2.blur(high, (3, 3)), cv2.MORPH_GRADIENT, square) <= _GLASS_MAX_STEP
@@ -119,54 +121,50 @@ def estimate_background(rgb: TileArray) -> Rgb:
     # finds the broad peak of glass and not one spike.
     peak = int(np.convolve(counts, np.ones(5), mode="same").argmax())
     near = glass & (np.abs(high.astype(np.int16) - peak) <= 6)
-    r, g, b = (int(v) for v in np.median(rgb[near], axis=0))
+    r, g, b = (_median(channel[near]) for channel in cv2.split(rgb))
     return r, g, b
 
 
-def optical_density(rgb: TileArray, background: Rgb) -> NDArray[np.int16]:
-    """Thousandths of decadic optical density relative to the background, (h, w, 3) int16, >= 0."""
-    levels = np.arange(256)
-    density = np.empty(rgb.shape, dtype=np.int16)
-    for channel, white in enumerate(background):
-        table = np.rint(1000 * np.log10((white + 1) / (levels + 1)))
-        density[..., channel] = np.clip(table, 0, None).astype(np.int16)[rgb[..., channel]]
-    return density
+def _median(values: NDArray[np.uint8]) -> int:
+    """Lower median of many bytes, by counting."""
+    counts = np.bincount(values, minlength=256).cumsum()
+    return int(np.searchsorted(counts, (len(values) + 1) // 2))
 
 
 def _by_density(
-    rgb: TileArray, ink: BoolArray, background: Rgb, scale: Scale, settings: ClassicalSettings
+    density: Density, ink: BoolArray, exposure: int, scale: Scale, settings: ClassicalSettings
 ) -> BoolArray:
+    """Stain by evidence; `exposure` is the background's darkest channel."""
     import cv2
 
-    density = optical_density(rgb, background)
-    spread = density.max(axis=2) - density.min(axis=2)
     # Dust, folds of the coverslip, shadows and frames take all colours alike.
-    total = density.sum(axis=2, dtype=np.int32)
-    grey = (total > _GREY_MIN_TOTAL) & (spread * _GREY_TOTAL_PER_SPREAD < total)
+    grey = density.total > _GREY_MIN_TOTAL
+    grey &= density.spread < density.total // _GREY_TOTAL_PER_SPREAD
     # A share of the mean helps the palest stains and the grey that brown and blue make together.
-    evidence = np.where(grey | ink, 0, spread + total // 24).astype(np.uint16)
+    evidence = (density.spread + density.total // 24).astype(np.uint16)
+    evidence[grey | ink] = 0
     if settings.smooth_um > 0:
         # OpenCV's 16-bit Gaussian is fixed point: the same on every machine.
         sigma = [max(_MIN_SIGMA_PX, settings.smooth_um / um) for um in (scale.x_um, scale.y_um)]
         evidence = cv2.GaussianBlur(evidence, (0, 0), sigma[0], sigmaY=sigma[1])
-    overexposed = max(0, min(background) - _EXPOSED_FROM)
+    overexposed = max(0, exposure - _EXPOSED_FROM)
     found: BoolArray = evidence >= int(_THRESHOLD - _THRESHOLD_FALL * overexposed)
     return found
 
 
-def _drop_unstained_parts(
-    found: BoolArray, rgb: TileArray, background: Rgb, *, ink_too: bool
-) -> BoolArray:
+def _drop_unstained_parts(found: BoolArray, density: Density, *, ink_too: bool) -> BoolArray:
     """Leave out connected parts that are, as a whole, grey (dust, edges) or ink (a pen's halo)."""
     import cv2
 
-    density = optical_density(rgb, background)
+    if not found.any():
+        return found
     _, labels = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
-    spread = np.bincount(labels.ravel(), (density.max(axis=2) - density.min(axis=2)).ravel())
-    total = np.bincount(labels.ravel(), density.sum(axis=2, dtype=np.int32).ravel())
+    part = labels[found]
+    spread = np.bincount(part, density.spread[found])
+    total = np.bincount(part, density.total[found])
     keep = 3 * spread >= _GREY_PART_SHARE * total
     if ink_too:
-        cold = np.bincount(labels.ravel(), (density[..., 0] - density[..., 1]).ravel())
+        cold = np.bincount(part, (density.red - density.green)[found])
         keep &= cold < _INK_PART_SHARE * total
     keep[0] = False
     kept: BoolArray = keep[labels]

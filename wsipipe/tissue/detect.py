@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsipipe.errors import ConfigError, TissueError
+from wsipipe.tissue.density import extremes
 from wsipipe.tissue.mask import TissueMask
 from wsipipe.tissue.settings import CLASSICAL, VERSIONS, classical_settings, parse_method
 
@@ -193,9 +194,9 @@ def _plugin(slide: Slide, name: str, recorded: dict[str, Any]) -> TissueMask:
 
 
 def _refuse_dark_field(slide: Slide, rgb: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    high = rgb.max(axis=2)
+    low, high = extremes(rgb)
     dark = np.count_nonzero(high < 40) / high.size
-    glass = np.count_nonzero(rgb.min(axis=2) >= 150) / high.size
+    glass = np.count_nonzero(low >= 150) / high.size
     if dark >= _DARK_SHARE and glass < _GLASS_SHARE and high.max() > 8:
         raise TissueError(
             slide.path,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from wsipipe.tissue.density import Density
 from wsipipe.tissue.morphology import (
     Scale,
     close,
@@ -26,7 +26,7 @@ from wsipipe.tissue.morphology import (
     within,
 )
 from wsipipe.tissue.settings import ClassicalSettings
-from wsipipe.types import BoolArray, Rgb, TileArray
+from wsipipe.types import BoolArray
 
 __all__ = ["Ink", "black_ink", "cold_ink", "find_pen", "red_ink"]
 
@@ -34,7 +34,7 @@ __all__ = ["Ink", "black_ink", "cold_ink", "find_pen", "red_ink"]
 _STAINED_TOTAL = 150
 # Shares of the three channels in haematoxylin and eosin at thumbnail resolution (median over six
 # real sections).
-_TISSUE_HUE = np.array([0.2, 0.5, 0.3])
+_TISSUE_HUE = np.array([0.2, 0.5, 0.3], dtype=np.float32)
 _SAME_HUE = 0.06
 # Paler ink lies within this distance of certain ink; nothing there counts as typical tissue.
 _REACH_UM = 800.0
@@ -42,17 +42,12 @@ _REACH_UM = 800.0
 _MIN_OPEN_SHARE = 0.1
 
 
-def find_pen(
-    rgb: TileArray, background: Rgb, scale: Scale, settings: ClassicalSettings
-) -> BoolArray:
+def find_pen(density: Density, scale: Scale, settings: ClassicalSettings) -> BoolArray:
     """Mark pen ink, (h, w) bool."""
-    from wsipipe.tissue.classical import optical_density
-
-    density = optical_density(rgb, background)
-    stained = density.sum(axis=2, dtype=np.int32) > _STAINED_TOTAL
-    hue = _hue(density)
-    found = np.zeros(rgb.shape[:2], dtype=bool)
-    for ink in (cold_ink(density), red_ink(density), black_ink(density)):
+    stained = density.total > _STAINED_TOTAL
+    found = np.zeros(stained.shape, dtype=bool)
+    for look_for in (cold_ink, red_ink, black_ink):
+        ink = look_for(density)
         seeds = ink.certain
         if ink.only_wide:
             seeds = opening(seeds, scale, settings.pen_width_um / 2)
@@ -60,7 +55,7 @@ def find_pen(
         if not seeds.any():
             continue
         around = within(seeds, scale, _REACH_UM)
-        likely = ink.likely & around & _nearer_to_ink(hue, seeds, around, stained)
+        likely = _nearer_to_ink(density, seeds, ink.likely & around, stained & ~around)
         # Strokes are streaky: the closing joins their streaks.
         grown = close(likely | seeds, scale, settings.pen_halo_um)
         grown = keep_parts_touching(grown, seeds)
@@ -88,46 +83,42 @@ class Ink:
     only_open: bool
 
 
-def _hue(density: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Each channel's share of a pixel's density, (h, w, 3): what Beer-Lambert keeps constant."""
-    total = density.sum(axis=2, dtype=np.float32)
-    hue: NDArray[np.float32] = density / np.maximum(total, 1)[..., None]
-    return hue
-
-
 def _nearer_to_ink(
-    hue: NDArray[np.float32], seeds: BoolArray, around: BoolArray, stained: BoolArray
+    density: Density, seeds: BoolArray, likely: BoolArray, tissue: BoolArray
 ) -> BoolArray:
-    """Pixels whose hue is nearer to this ink's than to this slide's tissue."""
-    ink = np.median(hue[seeds], axis=0)
-    tissue = _TISSUE_HUE
-    if (stained & ~around).any():
-        tissue = np.median(hue[stained & ~around], axis=0)
-    if ((tissue - ink) ** 2).sum() < _SAME_HUE**2:
+    """The likely pixels whose hue is nearer to this ink's than to this slide's tissue."""
+    ink_hue = density.median_hue(seeds)
+    tissue_hue = density.median_hue(tissue) if tissue.any() else _TISSUE_HUE
+    if ((tissue_hue - ink_hue) ** 2).sum() < _SAME_HUE**2:
         # Nothing but ink is there to learn from, or tissue of its colour.
-        tissue = _TISSUE_HUE
-    near: BoolArray = ((hue - ink) ** 2).sum(axis=2) < ((hue - tissue) ** 2).sum(axis=2)
+        tissue_hue = _TISSUE_HUE
+    hue = density.hue(likely)
+    to_ink, to_tissue = (((hue - h) ** 2).sum(axis=1) for h in (ink_hue, tissue_hue))
+    near = likely.copy()
+    near[likely] = to_ink < to_tissue
     return near
 
 
-def cold_ink(density: NDArray[np.int16]) -> Ink:
+def cold_ink(density: Density) -> Ink:
     """Green, turquoise, blue."""
-    red, green = density[..., 0], density[..., 1]
-    return Ink(red - green > 80, red - green > 35, only_wide=False, only_open=False)
+    excess = density.red - density.green
+    return Ink(excess > 80, excess > 35, only_wide=False, only_open=False)
 
 
-def red_ink(density: NDArray[np.int16]) -> Ink:
+def red_ink(density: Density) -> Ink:
     """Red; blood has the same colours."""
-    red, green, blue = (density[..., c].astype(np.int32) for c in range(3))
-    certain = (green > 350) & (red * 20 < green * 4) & (blue * 100 > green * 66)
-    likely = (green > 150) & (red * 20 < green * 6) & (blue * 100 > green * 62)
+    red, green, blue = density.red, density.green, density.blue
+    certain = (green > 350) & (red * 5 < green) & (blue * 3 > green * 2)
+    likely = (green > 150) & (red * 10 < green * 3) & (blue * 8 > green * 5)
     return Ink(certain, likely, only_wide=True, only_open=True)
 
 
-def black_ink(density: NDArray[np.int16]) -> Ink:
+def black_ink(density: Density) -> Ink:
     """Black, also over tissue."""
-    low, high = density.min(axis=2).astype(np.int32), density.max(axis=2).astype(np.int32)
-    spread = high - low
-    certain = (low > 600) & (spread * 10 < low * 6)
-    likely = (low > 350) & (spread * 10 < low * 6)
-    return Ink(certain, likely, only_wide=True, only_open=False)
+    neutral = density.spread * 5 < density.low * 3
+    return Ink(
+        (density.low > 600) & neutral,
+        (density.low > 350) & neutral,
+        only_wide=True,
+        only_open=False,
+    )

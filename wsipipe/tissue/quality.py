@@ -81,7 +81,7 @@ def _reduce(tile: TileArray, mpp: float, target: float) -> TileArray:
 
 
 def _colours(tile: TileArray, background: Rgb) -> dict[str, float]:
-    from wsipipe.tissue.classical import optical_density
+    from wsipipe.tissue.density import optical_density
     from wsipipe.tissue.pen import black_ink, cold_ink, red_ink
 
     density = optical_density(tile, background)
