@@ -48,7 +48,7 @@ class Density:
         """(n, 3) each channel's share of the total: what Beer-Lambert keeps constant."""
         planes = np.stack([self.red[where], self.green[where], self.blue[where]], axis=1)
         total = np.maximum(self.total[where], 1).astype(np.float32)
-        shares: NDArray[np.float32] = planes / total[:, None]
+        shares: NDArray[np.float32] = np.divide(planes, total[:, None], dtype=np.float32)
         return shares
 
     def median_hue(self, where: BoolArray) -> NDArray[np.float32]:
