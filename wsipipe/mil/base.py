@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -153,6 +154,12 @@ class Aggregator(nn.Module):
             labels: (B,) int64 class of each bag, -1 = unknown.
         """
         return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t.device for t in tensors), torch.device("cpu"))
 
     def cast(self, x: Tensor) -> Tensor:
         """Features in the dtype of the weights; under autocast they stay as they are."""

@@ -30,7 +30,7 @@ def contributions(fold: FoldModel, bag: Any, target: int = 0) -> NDArray[np.floa
     start, width = said["start"], max(1, len(said["classes"]))
     out = []
     for member, norm in zip(fold.members, fold.norms, strict=True):
-        device = next(member.parameters()).device
+        device = member.device
         x = rows_tensor(bag[: len(bag)], device).float()
         if norm is not None:
             x = (x - norm[0]) / norm[1]

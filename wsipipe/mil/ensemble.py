@@ -65,7 +65,7 @@ class FoldModel:
         for member, norm in zip(self.members, self.norms, strict=True):
             rows = bag if norm is None else _Normalised(bag, norm)
             if len(bag) <= chunk:
-                device = next(member.parameters()).device
+                device = member.device
                 out = member.forward_bags([rows_tensor(rows[: len(bag)], device)])
             else:
                 out = member.forward_chunks(rows, chunk)

@@ -87,13 +87,13 @@ def stream_attention(model: Any, bag: Any, chunk: int) -> tuple[Tensor, Tensor]:
     """Attention pooling of one bag with `chunk` rows in memory at a time (online softmax).
 
     Args:
-        model: Has `embed` (T, D) -> (T, H), `score` (T, H) -> (T, K) and `cast`.
+        model: An aggregator with `embed` (T, D) -> (T, H) and `score` (T, H) -> (T, K).
         bag: (N, D), sliceable; may be mapped from disk.
 
     Returns:
         Pooled (1, K, H) float32 and raw scores (N, K) float32.
     """
-    device = next(model.parameters()).device
+    device = model.device
     peak = total = z = None
     scores = []
     for start in range(0, len(bag), chunk):

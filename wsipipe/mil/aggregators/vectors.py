@@ -40,8 +40,7 @@ class _OnMean(Aggregator):
         for start in range(0, len(bag), chunk):
             total += rows_tensor(bag[start : start + chunk]).double().sum(dim=0).cpu()
         mean = (total / len(bag)).float()[None]
-        device = next((t.device for t in self.state_dict().values()), mean.device)
-        return MILOutput(self.head_logits(mean.to(device)).float())
+        return MILOutput(self.head_logits(mean.to(self.device)).float())
 
 
 class LinearProbe(_OnMean):
