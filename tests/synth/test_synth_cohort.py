@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,17 @@ def test_again_makes_only_what_is_missing_or_was_asked_otherwise(tmp_path: Path)
     assert first[0].read_bytes() == content
     make_cohort(tmp_path, n=2, codec="lzw", progress=report, **TINY)
     assert made() == ["slide-0001", "slide-0002"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from wsipipe.store import publish\n"
+        "with publish.publishing(Path(sys.argv[1]) / 'slide-0001.svs'): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob(".slide-0001.svs.*.tmp"))) == 1
+    make_cohort(tmp_path, n=1, **TINY)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

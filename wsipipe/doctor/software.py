@@ -19,6 +19,7 @@ _OLDEST_PYTHON = (3, 11)
 # 4.0.1 closes CVE-2026-48977: crafted Ventana files write to arbitrary memory.
 _OLDEST_OPENSLIDE = Version("4.0.1")
 _EXTRA_USES = {
+    "tissue": "neural tissue detectors",
     "hf": "encoders that need transformers or open_clip",
     "mil": "wsipipe train, predict, heatmap",
     "pretrain": "wsipipe pretrain",
@@ -115,7 +116,7 @@ def _reads_a_slide() -> Finding:
 def extras() -> Iterator[Finding]:
     """Optional packages: which are there, and how to get the others."""
     missing, present = [], []
-    for extra in _EXTRA_USES:
+    for extra in _extra_names():
         needed = list(_requirements(extra))
         lacks = [text for requirement in needed if (text := _lack(requirement))]
         if needed and lacks:
@@ -127,9 +128,18 @@ def extras() -> Iterator[Finding]:
     for extra, lacks in missing:
         yield Finding(
             _GROUP, f"extra [{extra}]", "note",
-            f"for {_EXTRA_USES[extra]}: {', '.join(lacks)}",
+            f"for {_EXTRA_USES.get(extra, 'what it names')}: {', '.join(lacks)}",
             f"If you need it, from the checkout: pip install -e '.[{extra}]'",
         )  # fmt: skip
+
+
+def _extra_names() -> list[str]:
+    """Extras as the package declares them, without those that only gather others."""
+    try:
+        names = importlib.metadata.metadata("wsipipe").get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [name for name in names if name not in ("all", "dev")]
 
 
 def _requirements(extra: str | None) -> Iterator[Requirement]:

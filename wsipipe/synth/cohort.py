@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from wsipipe.errors import ConfigError, OutputError
+from wsipipe.errors import ConfigError
+from wsipipe.store.publish import make_folder, publish_text, remove_stale_temporaries
 from wsipipe.synth.truth import NORMAL, TUMOUR_LABEL, SlideTruth
 
 VERSION = 1
@@ -74,27 +75,18 @@ def make_slide(
         OutputError: The file cannot be written.
     """
     from wsipipe.synth.paint import Painter
-    from wsipipe.synth.scene import ARTEFACTS, draw_scene, draw_stain
+    from wsipipe.synth.scene import draw_scene, draw_stain
     from wsipipe.synth.truth import measure
-    from wsipipe.synth.writer import CODECS, write_slide
+    from wsipipe.synth.writer import write_slide
 
     path = Path(path)
     height = width if height is None else height
-    for name, side in (("width", width), ("height", height)):
-        _require(
-            MIN_SIDE_PX <= side <= MAX_SIDE_PX,
-            f"{name} is {side} px", f"{MIN_SIDE_PX} to {MAX_SIDE_PX}",
-        )  # fmt: skip
-    _require(math.isfinite(mpp) and 0.05 <= mpp <= 20, f"mpp is {mpp}", "0.05 to 20 µm/px")
+    _check_picture(width, height, mpp, codec, artefacts, workers)
     _require(0 <= seed < 2**63, f"seed is {seed}", "an integer from 0 on")
     _require(label in (TUMOUR_LABEL, NORMAL), f"label is {label!r}", "tumour or normal")
     _require(0 < tumour_fraction <= 0.9, f"tumour fraction is {tumour_fraction}", "0 to 0.9")
     _require(1 <= pieces <= 50, f"pieces is {pieces}", "1 to 50")
-    _require(codec in CODECS, f"codec is {codec!r}", ", ".join(CODECS))
     _require(1 <= quality <= 100, f"quality is {quality}", "1 to 100")
-    _require(workers is None or workers >= 1, f"workers is {workers}", "1 or more")
-    for name in artefacts:
-        _require(name in ARTEFACTS, f"artefact is {name!r}", ", ".join(ARTEFACTS))
     tumour_fraction = tumour_fraction if label == TUMOUR_LABEL else 0.0
     artefacts = tuple(sorted(set(artefacts)))
     stain_seed = seed if stain_seed is None else stain_seed
@@ -107,17 +99,13 @@ def make_slide(
         "stain_seed": stain_seed, "codec": codec, "quality": quality, "name_mpp": name_mpp,
         "tumour_fraction": tumour_fraction, "pieces": pieces, "artefacts": list(artefacts),
     }  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_slide(
-            path, Painter(scene), codec=codec, quality=quality, name_mpp=name_mpp,
-            workers=workers or usable_cores(),
-        )  # fmt: skip
-        result = measure(scene, path, settings)
-        if truth is not None:
-            result.save(Path(truth), path.stem)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error}).", _WRITE_REMEDY) from error
+    write_slide(
+        path, Painter(scene), codec=codec, quality=quality, name_mpp=name_mpp,
+        workers=workers or usable_cores(),
+    )  # fmt: skip
+    result = measure(scene, path, settings)
+    if truth is not None:
+        result.save(Path(truth), path.stem)
     return result
 
 
@@ -171,12 +159,15 @@ def make_cohort(
     _require(0 <= seed < 2**31, f"seed is {seed}", "an integer from 0 on")
     _require(slides_per_patient >= 1, f"slides per patient is {slides_per_patient}", "1 or more")
     _require(1 <= sites <= 26, f"number of sites is {sites}", "1 to 26")
-    _require(workers is None or workers >= 1, f"workers is {workers}", "1 or more")
+    height = width if height is None else height
+    _check_picture(width, height, mpp, codec, artefacts, workers)
     low, high = tumour_fraction
     _require(0 < low <= high <= 0.9, f"tumour fraction is {low} to {high}", "within 0 to 0.9")
     out = Path(out)
     patients = -(-n // slides_per_patient)
     with_tumour, at_site = _draw_patients(patients, sites, labels, seed)
+    make_folder(out)
+    remove_stale_temporaries(out)
     # Slides of two cohorts must not pass for the same slide or patient.
     series = f"{seed}-" if seed else ""
     rows, paths = [], []
@@ -187,7 +178,7 @@ def make_cohort(
         path = out / f"{slide_id}.svs"
         site = at_site[patient]
         asked: dict[str, Any] = {
-            "width": width, "height": width if height is None else height, "mpp": mpp,
+            "width": width, "height": height, "mpp": mpp,
             "seed": int(rng.integers(2**31)),
             "label": TUMOUR_LABEL if patient in with_tumour else NORMAL,
             "tumour_fraction": round(float(np.exp(rng.uniform(np.log(low), np.log(high)))), 4),
@@ -218,12 +209,28 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-_WRITE_REMEDY = "Check that the disk has room and that you may write there, or choose another OUT."
-
-
 def _require(holds: bool, problem: str, allowed: str) -> None:
     if not holds:
         raise ConfigError(f"synth: {problem}.", f"Allowed: {allowed}.")
+
+
+def _check_picture(
+    width: int, height: int, mpp: float, codec: str, artefacts: Sequence[str], workers: int | None
+) -> None:
+    """Refuse what no slide can be, before anything is written."""
+    from wsipipe.synth.scene import ARTEFACTS
+    from wsipipe.synth.writer import CODECS
+
+    for name, side in (("width", width), ("height", height)):
+        _require(
+            MIN_SIDE_PX <= side <= MAX_SIDE_PX,
+            f"{name} is {side} px", f"{MIN_SIDE_PX} to {MAX_SIDE_PX}",
+        )  # fmt: skip
+    _require(math.isfinite(mpp) and 0.05 <= mpp <= 20, f"mpp is {mpp}", "0.05 to 20 µm/px")
+    _require(codec in CODECS, f"codec is {codec!r}", ", ".join(CODECS))
+    for name in artefacts:
+        _require(name in ARTEFACTS, f"artefact is {name!r}", ", ".join(ARTEFACTS))
+    _require(workers is None or workers >= 1, f"workers is {workers}", "1 or more")
 
 
 def _draw_patients(
@@ -261,9 +268,4 @@ def _write_labels(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, LABEL_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text.getvalue(), "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error}).", _WRITE_REMEDY) from error
+    publish_text(path, text.getvalue())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from wsipipe.store.publish import publish_bytes, publish_text
 from wsipipe.synth.morphology import CLASSES, TUMOUR
 from wsipipe.synth.noise import Enlarger
 from wsipipe.synth.scene import Scene
@@ -116,14 +117,15 @@ class SlideTruth:
         }
 
     def save(self, folder: Path, slide_id: str) -> None:
-        """Write `<mask>/<slide_id>.png`, `<mask>/<slide_id>.geojson` and `<slide_id>.json`."""
+        """Write `<mask>/<slide_id>.png`, `<mask>/<slide_id>.geojson` and `<slide_id>.json`.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
         for name, mask in self.masks.items():
-            target = folder / name / slide_id
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _publish_png(target.with_name(target.name + ".png"), mask)
-            _publish(
-                target.with_name(target.name + ".geojson"), json.dumps(self.geojson(name)).encode()
-            )
+            publish_bytes(folder / name / f"{slide_id}.png", _png(mask))
+            outlines = json.dumps(self.geojson(name))
+            publish_text(folder / name / f"{slide_id}.geojson", outlines)
         summary = {
             "slide_id": slide_id,
             "label": self.label,
@@ -137,7 +139,7 @@ class SlideTruth:
             "tumour_fraction": round(self.tumour_fraction, 6),
             "settings": self.settings,
         }
-        _publish(folder / f"{slide_id}.json", (json.dumps(summary, indent=1) + "\n").encode())
+        publish_text(folder / f"{slide_id}.json", json.dumps(summary, indent=1) + "\n")
 
 
 def measure(scene: Scene, path: Path, settings: dict[str, Any]) -> SlideTruth:
@@ -182,13 +184,7 @@ def _outlines(mask: Mask, downsample: int) -> list[dict[str, Any]]:
     return [dict(shapely.geometry.mapping(part.simplify(0))) for part in parts]
 
 
-def _publish_png(path: Path, mask: Mask) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
-    temporary.replace(path)
-
-
-def _publish(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _png(mask: Mask) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(data, format="PNG")
+    return data.getvalue()

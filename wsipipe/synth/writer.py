@@ -21,6 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageDraw
 
+from wsipipe.store.publish import publishing
 from wsipipe.synth.paint import Painter, Pixels
 
 TILE_PX = 256
@@ -45,16 +46,13 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
 def write_slide(
     path: Path, painter: Painter, *, codec: str, quality: int, name_mpp: bool, workers: int
 ) -> None:
-    """Write the painter's scene; `path` appears only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as spool:
-            _Writer(painter, codec, quality, name_mpp, spool).write(temporary, path.stem, workers)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the painter's scene; `path` appears only when it is whole.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with publishing(path) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
+        _Writer(painter, codec, quality, name_mpp, spool).write(file.path, workers)
 
 
 class _Writer:
@@ -70,11 +68,13 @@ class _Writer:
         self.levels = [_Level(w, h, self.background) for w, h in self.sizes]
         self.blank: dict[tuple[int, int], bytes] = {}
 
-    def write(self, path: Path, stem: str, workers: int) -> None:
+    def write(self, path: Path, workers: int) -> None:
         scene = self.scene
-        raw = scene.width * scene.height * (3 if self.codec in ("lzw", "deflate") else 0.6)
+        # Most that a pixel of tissue was seen to take, in bytes.
+        lossless = self.codec in ("lzw", "deflate")
+        raw = scene.width * scene.height * (3.2 if lossless else 0.6 if self.quality <= 90 else 2)
         with tifffile.TiffWriter(path, bigtiff=raw > _CLASSIC_TIFF_BYTES) as tif:
-            self._write_level(tif, 0, self._level0(workers), stem)
+            self._write_level(tif, 0, self._level0(workers))
             thumbnail = self._thumbnail()
             flat: dict[str, Any] = {
                 "compression": "jpeg", "photometric": "rgb", "metadata": None, "software": False,
@@ -82,10 +82,10 @@ class _Writer:
             size = f"{scene.width}x{scene.height} -> {thumbnail.shape[1]}x{thumbnail.shape[0]}"
             tif.write(
                 thumbnail, rowsperstrip=16,
-                description=f"{_ORIGIN}{size} - {self._tail(stem)}", **flat,
+                description=f"{_ORIGIN}{size} - {self._tail()}", **flat,
             )  # fmt: skip
             for index in range(1, len(self.sizes)):
-                self._write_level(tif, index, self._spooled(index), stem)
+                self._write_level(tif, index, self._spooled(index))
             label, macro = _label(scene.seed), _macro(thumbnail, scene.seed)
             tif.write(
                 label, subfiletype=1,
@@ -97,9 +97,7 @@ class _Writer:
                 description=f"{_ORIGIN}macro {macro.shape[1]}x{macro.shape[0]}", **flat,
             )  # fmt: skip
 
-    def _write_level(
-        self, tif: tifffile.TiffWriter, index: int, tiles: Iterator[bytes], stem: str
-    ) -> None:
+    def _write_level(self, tif: tifffile.TiffWriter, index: int, tiles: Iterator[bytes]) -> None:
         (w0, h0), (w, h) = self.sizes[0], self.sizes[index]
         described = f"{w0}x{h0} [0,0 {w0}x{h0}] ({TILE_PX}x{TILE_PX})"
         if index:
@@ -114,14 +112,14 @@ class _Writer:
         }
         tif.write(
             tiles, shape=(h, w, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX), metadata=None,
-            software=False, description=_ORIGIN + described + self._tail(stem),
+            software=False, description=_ORIGIN + described + self._tail(),
             **codecs[self.codec],
         )  # fmt: skip
 
-    def _tail(self, stem: str) -> str:
+    def _tail(self) -> str:
         mpp = self.scene.mpp
         power = f"|AppMag = {10 / mpp:.3g}|MPP = {mpp:.6g}" if self.name_mpp else ""
-        return f"{power}|Filename = {stem}|Synthetic = wsipipe synth, seed {self.scene.seed}"
+        return f"{power}|Synthetic = wsipipe synth, seed {self.scene.seed}"
 
     def _level0(self, workers: int) -> Iterator[bytes]:
         """Compressed tiles in row-major order; also fills the reduced levels."""
