@@ -140,7 +140,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(1500)
 def test_shipped_recipes_run_end_to_end(tmp_path: Path) -> None:
-    make_cohort(tmp_path / "slides", n=12, size=2048)
+    make_cohort(tmp_path / "slides", n=12, width=2048)
     labels = tmp_path / "slides" / "labels.csv"
     rows = list(csv.DictReader(labels.open(encoding="utf-8")))
     with labels.open("w", encoding="utf-8", newline="") as file:
