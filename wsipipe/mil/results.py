@@ -211,15 +211,20 @@ def _baselines(
     sites = plan.cohort.patient_sites()
     if sites is not None:
         at = dict(zip(trainer.patients, sites, strict=True))
-        groups: dict[str, list[bool]] = defaultdict(list)
-        for patient, positive in zip(data.patients, truth, strict=True):
-            groups[at[patient]].append(bool(positive))
-        # Each patient's site rate without the patient: what the site alone tells.
-        rate = [
-            (sum(groups[at[p]]) - v + truth.mean()) / len(groups[at[p]])
-            for p, v in zip(data.patients, truth, strict=True)
-        ]
-        out["site_only_auroc"] = round(float(auroc(np.array(rate), truth, ones)[0]), 4)
+        repeat = min(data.fold_of)
+        part = data.fold_of[repeat]
+        rate = np.full(len(truth), truth.mean())
+        for i, patient in enumerate(data.patients):
+            # As a model would: the rate of the site among patients of the other folds.
+            same = [at[p] == at[patient] for p in data.patients]
+            others = np.array(same) & (part != part[i])
+            rate[i] = (truth[others].sum() + truth.mean()) / (others.sum() + 1)
+        areas = []
+        for k in sorted(set(part.tolist()) - {-1}):
+            rows = part == k
+            value = float(auroc(rate[rows], truth[rows], np.ones((1, int(rows.sum()))))[0])
+            areas += [value] if np.isfinite(value) else []
+        out["site_only_auroc"] = round(float(np.mean(areas)), 4) if areas else None
     return out
 
 

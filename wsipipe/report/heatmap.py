@@ -177,7 +177,8 @@ def draw_heatmap(
     if tiles.mpp:
         um_px = downsample * tiles.mpp
         bar = max((b for b in _BAR_UM if b <= w * um_px / 5), default=_BAR_UM[0])
-        label = f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm"
+        # In mm throughout: Pillow's built-in font has no µ.
+        label = f"{bar / 1000:g} mm"
         y = top + text_px // 2
         draw.line((text_px, y, text_px + bar / um_px, y), fill=_INK, width=max(3, text_px // 5))
         draw.text((text_px * 2 + bar / um_px, top - text_px // 4), label, _INK, font)
