@@ -61,11 +61,32 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submit(slides: Path, out: Path, *options: str, overlap: float = 0.6) -> str:
-    """Submit an array of two tasks; its number. Overlapping tiles make it long enough."""
+# Gives mean colours and takes its time, so that a run can be met in its middle without work for
+# the machine.
+ENCODER = """
+import time
+import torch
+import wsipipe
+
+CARD = wsipipe.EncoderCard(name="slow", dim=3, tile_px=224, mpp=0.5, mean=None, std=None)
+
+class Slow(torch.nn.Module):
+    def forward(self, x):
+        time.sleep(SECONDS * len(x))
+        return x.mean(dim=(2, 3))
+
+def build(card):
+    return Slow()
+"""
+
+
+def submit(slides: Path, out: Path, *options: str, tile_s: float = 0.25) -> str:
+    """Submit an array of two tasks; its number. There are about 270 tiles."""
+    encoder = out.with_name("slow.py")
+    encoder.write_text(ENCODER.replace("SECONDS", str(tile_s)))
     line = [
         sys.executable, "-m", "wsipipe", "submit", "slurm", str(slides), "--out", str(out),
-        "--gpus", "2", "--cpus", "1", "--memory", "2G", "--json", "--overlap", str(overlap),
+        "--gpus", "2", "--cpus", "1", "--memory", "2G", "--json", "--encoder", str(encoder),
         "--grace", "5", *options,
     ]  # fmt: skip
     done = subprocess.run(line, check=False, capture_output=True, text=True)
@@ -128,7 +149,7 @@ def test_a_task_near_its_time_limit_drains_and_is_put_back(
 ) -> None:
     out = tmp_path / "out"
     # Slurm tells up to a minute earlier than it is asked to, and a worker needs time to start.
-    job = submit(slides, out, "--time", "3m", "--warn", "60", overlap=0.8)
+    job = submit(slides, out, "--time", "3m", "--warn", "60", tile_s=2)
     wait_until(lambda: "code 75" in logs(out), 240, "a task has drained")
     wait_until(lambda: not in_queue(job), 900, "the array is through")
     assert_whole(out)
