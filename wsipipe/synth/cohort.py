@@ -47,7 +47,7 @@ def make_slide(
     """Write a synthetic H&E-like slide: a pyramidal TIFF with an Aperio description.
 
     The same arguments give the same bytes on the same versions of the libraries. Memory depends on
-    the width alone (about 400 MB at 60,000 px).
+    the width alone (about 0.5 GB at 60,000 px).
 
     Args:
         path: File to write, for example `slide.svs`; its folder is made.

@@ -1,8 +1,8 @@
 """From a scene to pixels: textures, stains after Beer and Lambert, artefacts, grain.
 
 A window may be painted anywhere and in any order: the pixels do not depend on the window. About
-25 million pixels of tissue a second and core; that speed is why densities are 8-bit pairs that one
-table turns into colours, and why texture positions are fixed-point numbers.
+20 million pixels of tissue a second and core, with compression; that speed is why densities are
+8-bit pairs that one table turns into colours, and why texture positions are fixed-point numbers.
 """
 
 from __future__ import annotations
