@@ -332,6 +332,7 @@ def _read_torch(path: Path, name: str) -> dict[str, Any]:
     import zipfile
 
     import torch
+    from safetensors import SafetensorError
 
     try:
         # Only archives of torch >= 1.6 can be memory-mapped.
@@ -347,7 +348,8 @@ def _read_torch(path: Path, name: str) -> dict[str, Any]:
             "Convert it once: python -m wsipipe.encoders.convert pickled IN OUT.safetensors "
             "(it runs nothing from the file).",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    # torch hands files called .safetensors on to safetensors, whatever is in them.
+    except (RuntimeError, EOFError, OSError, ValueError, SafetensorError) as error:
         raise WeightsError(
             name,
             f"Encoder {name}: {path} cannot be read as weights: {error}.",

@@ -79,8 +79,10 @@ def _coefficients(
 def _kernel(at: NDArray[Any], interpolation: Interpolation) -> NDArray[Any]:
     x: NDArray[Any] = np.abs(at)
     if interpolation == "bilinear":
-        return np.maximum(1 - x, 0)
+        triangle: NDArray[Any] = np.maximum(1 - x, 0)
+        return triangle
     # Cubic convolution with a = -0.5 (Keys 1981).
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    cubic: NDArray[Any] = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return cubic
