@@ -12,7 +12,8 @@ import pytest
 from wsipipe.errors import SlideError
 from wsipipe.store import FeatureFile, Records, SlideResult, write_features
 from wsipipe.store._owner import Owner
-from wsipipe.store.verify import verify_features, verify_run
+from wsipipe.store.verify import verify_run
+from wsipipe.store.verify_file import verify_features
 
 
 def grid_coords(rows: int) -> np.ndarray:

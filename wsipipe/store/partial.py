@@ -1,9 +1,5 @@
 """Rows of a slide in progress, so that a killed run of a large slide goes on where it stood.
 
-    page 0      header: magic, length, JSON (final name, identity, rows, dim, dtype), crc
-    4096 ...    features, row i at 4096 + i * row_bytes (a hole until it is written)
-    behind      one entry a row: crc32 of the row, status + 1; all zero = not there yet
-
 A row counts only if its own checksum is right, so neither the order in which a dying machine
 writes pages nor damage can pass off half a row as whole. Nothing is written before the first flush
 is due: a slide that is finished by then never makes a file.
@@ -12,14 +8,11 @@ is due: a slide that is finished by then never makes a file.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
-import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,10 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
-from wsipipe.store._owner import Owner, this_process
+from wsipipe.store._owner import this_process
+from wsipipe.store._partial_file import (
+    ENTRY,
+    HEADER_BYTES,
+    find_partials,
+    header_page,
+    is_orphan,
+    read_header,
+    remove_stale_partials,
+)
 from wsipipe.store._steps import step
 from wsipipe.store.identity import identity_hash
-from wsipipe.store.publish import file_system_now, make_folder, output_error
+from wsipipe.store.publish import make_folder, output_error
 from wsipipe.types import BoolArray, FloatArray, Rows
 
 __all__ = ["FLUSH_ROWS", "FLUSH_S", "PartialRows", "find_partials", "remove_stale_partials"]
@@ -39,91 +41,8 @@ __all__ = ["FLUSH_ROWS", "FLUSH_S", "PartialRows", "find_partials", "remove_stal
 FLUSH_S = 30.0
 FLUSH_ROWS = 50_000
 _FLUSH_BYTES = 128 << 20
-# A living owner on another host flushes every 30 s; one that has been still for so long is gone.
-_TAKE_OVER_S = 4 * FLUSH_S
-
-_MAGIC = b"wsipipe-partial 1\n"
-_HEADER_BYTES = 4096
-_ENTRY = np.dtype([("crc", "<u4"), ("state", "<u4")])
 _FAILED = 2  # an entry's state is the row's status + 1
 _BLOCK_BYTES = 8 << 20
-_NAME = re.compile(
-    r"^(?P<key>[0-9a-f]{32})\.(?:free|(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<start>\w+))\.part$"
-)
-
-
-def find_partials(folder: str | Path) -> Iterator[tuple[Path, Owner | None]]:
-    """Partial files in `folder` and who writes each; None where a former run closed it."""
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            if match := _NAME.match(entry.name):
-                owner = None
-                if match["host"]:
-                    owner = Owner(match["host"], int(match["pid"]), match["start"])
-                yield Path(entry.path), owner
-
-
-def read_header(path: Path) -> dict[str, Any] | None:
-    """What a partial file says about itself; None if its header is damaged."""
-    try:
-        with path.open("rb") as file:
-            page = file.read(_HEADER_BYTES)
-    except FileNotFoundError:
-        return None
-    start = len(_MAGIC) + 8
-    if len(page) < _HEADER_BYTES or not page.startswith(_MAGIC):
-        return None
-    length, crc = struct.unpack_from("<II", page, len(_MAGIC))
-    text = page[start : start + length]
-    if zlib.crc32(text) != crc:
-        return None
-    header: dict[str, Any] = json.loads(text)
-    return header
-
-
-def _header_page(header: Mapping[str, Any]) -> bytes:
-    text = json.dumps(header).encode("utf-8", errors="surrogateescape")
-    page = _MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text
-    if len(page) > _HEADER_BYTES:
-        raise ValueError("the name of the final file is too long for a partial file")
-    return page.ljust(_HEADER_BYTES, b"\0")
-
-
-def _is_orphan(path: Path, owner: Owner | None, folder: Path) -> bool:
-    """True if nobody writes `path` any more, as far as can be known from here."""
-    if owner is None:
-        return True
-    state = owner.state()
-    if state != "elsewhere":
-        return state == "dead"
-    try:
-        return file_system_now(folder) - path.stat().st_mtime > _TAKE_OVER_S
-    except FileNotFoundError:
-        return False
-
-
-def remove_stale_partials(folder: str | Path) -> list[Path]:
-    """Remove partial files whose slide is finished, or whose header is damaged.
-
-    Returns:
-        The paths that were removed. Rows that a next run can use stay.
-    """
-    folder = Path(folder)
-    removed = []
-    for path, owner in find_partials(folder):
-        if not _is_orphan(path, owner, folder):
-            continue
-        header = read_header(path)
-        with suppress(FileNotFoundError):
-            if header is not None:
-                final = folder / header["final"]
-                if not final.exists() or final.stat().st_mtime < path.stat().st_mtime:
-                    continue
-            path.unlink()
-            removed.append(path)
-    with suppress(OSError):
-        folder.rmdir()
-    return removed
 
 
 class PartialRows:
@@ -164,8 +83,8 @@ class PartialRows:
         self.dtype = np.dtype(dtype)
         self.flush_s, self.flush_rows = flush_s, flush_rows
         self._row_bytes = dim * self.dtype.itemsize
-        self._entries_at = _HEADER_BYTES + rows * self._row_bytes
-        self._entries = np.zeros(rows, _ENTRY)
+        self._entries_at = HEADER_BYTES + rows * self._row_bytes
+        self._entries = np.zeros(rows, ENTRY)
         self._waiting: list[tuple[Rows, FloatArray]] = []
         self._waiting_rows = 0
         self._waiting_since = 0.0
@@ -275,7 +194,7 @@ class PartialRows:
                 return values
             self._write_waiting()
             mapped: FloatArray = np.memmap(
-                self._path, self.dtype, mode="r", offset=_HEADER_BYTES, shape=self.shape
+                self._path, self.dtype, mode="r", offset=HEADER_BYTES, shape=self.shape
             )
             missing = self._entries["state"] == 0
             if missing.any():
@@ -342,13 +261,11 @@ class PartialRows:
             # One write for each stretch of consecutive rows.
             for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
                 first = int(rows[run[0]])
-                self._write_at(
-                    _HEADER_BYTES + first * self._row_bytes, values[run[0] : run[-1] + 1]
-                )
+                self._write_at(HEADER_BYTES + first * self._row_bytes, values[run[0] : run[-1] + 1])
             step("partial:features")
             for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
                 first, last = int(rows[run[0]]), int(rows[run[-1]])
-                at = self._entries_at + first * _ENTRY.itemsize
+                at = self._entries_at + first * ENTRY.itemsize
                 self._write_at(at, self._entries[first : last + 1])
         except OSError as error:
             raise output_error(self._path, error) from error
@@ -365,14 +282,14 @@ class PartialRows:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(self._path, flags, 0o666)
         step("partial:create")
-        os.pwrite(self._fd, _header_page(self._header), 0)
+        os.pwrite(self._fd, header_page(self._header), 0)
         os.ftruncate(self._fd, self._entries_at + self._entries.nbytes)
         step("partial:header")
 
     def _recover(self) -> None:
         """Take over what a dead run left for the same file, or remove it."""
         for path, owner in find_partials(self.folder):
-            if not path.name.startswith(self._key) or not _is_orphan(path, owner, self.folder):
+            if not path.name.startswith(self._key) or not is_orphan(path, owner, self.folder):
                 continue
             try:
                 usable = self._fd < 0 and read_header(path) == self._header
@@ -394,14 +311,14 @@ class PartialRows:
     def _read_entries(self) -> None:
         """Take the rows whose checksum holds."""
         raw = os.pread(self._fd, self._entries.nbytes, self._entries_at)
-        entries = np.frombuffer(raw, _ENTRY).copy()
+        entries = np.frombuffer(raw, ENTRY).copy()
         claimed = np.flatnonzero(entries["state"])
         block = max(1, _BLOCK_BYTES // max(1, self._row_bytes))
         for first in range(0, len(entries), block):
             inside = claimed[(claimed >= first) & (claimed < first + block)]
             if not len(inside):
                 continue
-            start = _HEADER_BYTES + first * self._row_bytes
+            start = HEADER_BYTES + first * self._row_bytes
             data = memoryview(os.pread(self._fd, block * self._row_bytes, start))
             for row in inside:
                 at = (int(row) - first) * self._row_bytes
