@@ -20,7 +20,7 @@ def slide_of(tmp_path: Path) -> Iterator[Callable[..., wp.Slide]]:
 
     def make(rgb: np.ndarray, mpp: float = 8.0, name: str = "a") -> wp.Slide:
         path = tmp_path / f"{name}.png"
-        Image.fromarray(rgb).save(path)
+        Image.fromarray(rgb).save(path, compress_level=1)
         opened.append(wp.open_slide(path, mpp=mpp))
         return opened[-1]
 
