@@ -96,6 +96,20 @@ def test_a_slide_whose_process_is_gone_is_shown_as_such(out: Path) -> None:
     assert "run again" in text
 
 
+def test_metrics_are_what_prometheus_reads(out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wsipipe.prom"
+    assert wsipipe("status", out, "--metrics", path).returncode == 0
+    values = {}
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values[name] = float(value)
+    assert values['wsipipe_slides{run="out",encoder="texture",state="failed"}'] == 1
+    assert values['wsipipe_tiles{run="out",encoder="texture"}'] == 5
+    assert values['wsipipe_at_work{run="out"}'] == 0
+    assert "slide_id" not in path.read_text()
+
+
 def test_status_of_nothing_is_a_usage_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         done = wsipipe("status", folder)

@@ -159,6 +159,15 @@ def test_stamp_there_and_back_through_micrometres(run: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(back.coords, source.coords)
     np.testing.assert_array_equal(back.features, source.features)
     assert back.coords_attrs["patch_size_level0"] == 448
+    # As STAMP 2.0 wrote it: one size, in µm.
+    with h5py.File(tmp_path / "stamp/texture/case/a.h5", "r+") as h5:
+        h5.attrs["tile_size"] = h5.attrs["tile_size_um"]
+        del h5.attrs["tile_size_um"], h5.attrs["tile_size_px"]
+    with pytest.raises(ConfigError, match="--tile-px"):
+        import_run(tmp_path / "stamp", "stamp", tmp_path / "back", wanted)
+    import_run(tmp_path / "stamp", "stamp", tmp_path / "old", replace(wanted, tile_px=224))
+    old = read_features(tmp_path / "old/features/texture/case/a.h5")
+    assert old.attrs["mpp"] == pytest.approx(0.4942)
     with h5py.File(tmp_path / "stamp/texture/case/a.h5", "r+") as h5:
         h5.attrs["unit"] = "px"
     with pytest.raises(ConfigError, match="no unit 'um'"):

@@ -19,6 +19,9 @@ def command(
     out: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="The whole state as JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Look again until it is done.")] = False,
+    metrics: Annotated[
+        Path | None, typer.Option(help="Also write the state for Prometheus to this .prom file.")
+    ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.")] = 5.0,
 ) -> None:
     """Say how a run stands, from its files alone.
@@ -37,15 +40,18 @@ def command(
     It also reads a job folder of TRIDENT.
     """
     from wsipipe.store.layouts.trident import is_trident_job, trident_status
+    from wsipipe.store.metrics import write_metrics
     from wsipipe.store.progress import run_status
 
     read = trident_status if is_trident_job(out) else run_status
-    status = read(out)
-    while watch and not status.finished:
-        _show(status, as_json)
-        time.sleep(max(0.1, every))
+    while True:
         status = read(out)
-    _show(status, as_json)
+        if metrics is not None:
+            write_metrics(metrics, status)
+        _show(status, as_json)
+        if not watch or status.finished:
+            return
+        time.sleep(max(0.1, every))
 
 
 def _show(status: RunStatus, as_json: bool) -> None:

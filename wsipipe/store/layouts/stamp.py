@@ -65,9 +65,14 @@ def read(folder: Path, wanted: Wanted) -> Iterator[tuple[str, FeatureFile]]:
                 f"{path}: its coordinates have no unit 'um' ({attrs.get('unit')!r}).",
                 "Extract it anew with a STAMP that records the unit.",
             )
-        missing = [name for name in ("tile_size_um", "tile_size_px") if name not in attrs]
-        if missing:
-            raise ConfigError(f"{path}: attributes are missing: {', '.join(missing)}.")
+        # 2.0 wrote `tile_size` for the edge in µm, and no edge in pixels.
+        tile_um = attrs.get("tile_size_um", attrs.get("tile_size"))
+        tile_px = attrs.get("tile_size_px") or wanted.tile_px
+        if not tile_um or not tile_px:
+            raise ConfigError(
+                f"{path}: it does not say how large a tile is, in µm and in pixels.",
+                "Give the pixels (224 for all of STAMP's encoders): --tile-px N.",
+            )
         encoder = wanted.encoder_of(str(attrs.get("extractor", "")))
         slide_id = path.relative_to(folder).with_suffix("").as_posix()
         # `<folder>/<extractor>-<hash>/<slide>`: the first part is the extractor's, not the slide's.
@@ -75,7 +80,6 @@ def read(folder: Path, wanted: Wanted) -> Iterator[tuple[str, FeatureFile]]:
         if rest and head.startswith(str(attrs.get("extractor", "\0"))):
             slide_id = rest
         facts = wanted.facts_of(slide_id)
-        tile_um, tile_px = float(attrs["tile_size_um"]), int(attrs["tile_size_px"])
         yield (
             encoder,
             foreign_file(
@@ -85,9 +89,9 @@ def read(folder: Path, wanted: Wanted) -> Iterator[tuple[str, FeatureFile]]:
                 coords=np.rint(coords_um.astype(np.float64) / facts.mpp).astype(np.int64),
                 facts=facts,
                 encoder=encoder,
-                tile_px=tile_px,
-                tile_px0=tile_um / facts.mpp,
-                mpp=tile_um / tile_px,
+                tile_px=int(tile_px),
+                tile_px0=float(tile_um) / facts.mpp,
+                mpp=float(tile_um) / int(tile_px),
                 overlap_px=0,
             ),
         )
