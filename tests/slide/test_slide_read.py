@@ -148,6 +148,33 @@ def test_the_edge_of_a_thumbnail_averages_what_is_inside(tmp_path):
         assert (slide.thumbnail(3.5).pixels == 60).all()
 
 
+def damaged(path, count):
+    """Zero the first `count` compressed tiles of the first level."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True))
+    data = bytearray(path.read_bytes())
+    for offset, size in places[:count]:
+        data[offset : offset + size] = bytes(size)
+    path.write_bytes(data)
+    return len(places)
+
+
+def test_a_bad_tile_leaves_the_thumbnail_and_most_bad_tiles_do_not(tmp_path, image):
+    path = write_pyramid(tmp_path / "b.svs", [image], compression="jpeg", facts={"MPP": 0.25})
+    total = damaged(path, 1)
+    with wp.open_slide(path) as slide:
+        small = slide.thumbnail(4).pixels
+        assert (small[:16, :16] == 255).all()
+        assert small[20:, 20:].mean() < 200
+        with pytest.raises(ReadError):
+            slide.read_level(0, 0, 0, 100, 100)
+    damaged(path, total)
+    with wp.open_slide(path) as slide, pytest.raises(ReadError):
+        slide.thumbnail(4)
+
+
 def test_icc_srgb_applies_the_embedded_profile_and_none_leaves_it(tmp_path, image):
     # A profile whose red and green are swapped shows plainly whether it was applied.
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
-from wsipipe.slide.blocks import fill_region, repeat_edge
+from wsipipe.slide.blocks import fill_region, paste, repeat_edge
 from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
@@ -223,7 +223,8 @@ class Slide:
 
         Raises:
             MissingMppError: The slide's resolution is unknown.
-            ReadError: Pixels cannot be decoded.
+            ReadError: More than half of the level cannot be decoded; fewer bad blocks are
+                background.
         """
         target = exact(mpp)
         scale = tuple(max(Fraction(1), target / own) for own in self.mpp_xy)
@@ -245,9 +246,46 @@ class Slide:
             self.block_sizes[level.index],
             (scale[0] / level.downsample[0], scale[1] / level.downsample[1]),
             (int(width), int(height)),
-            lambda x, y, w, h: self.read_level(level.index, x, y, w, h),
+            self._forgiving(level),
+            self.background,
         )
         return ThumbnailImage(pixels, scale)
+
+    def _forgiving(self, level: Level) -> Callable[[int, int, int, int], TileArray | None]:
+        """Reads a level; background for blocks that no reader decodes, None where all are empty.
+
+        One bad tile must not hide the tissue of a whole slide. Where more than half of a level's
+        blocks are bad the error is raised after all.
+        """
+        block_w, block_h = self.block_sizes[level.index]
+        blocks = -(-level.width // block_w) * -(-level.height // block_h)
+        bad = 0
+
+        def read_block(col: int, row: int) -> TileArray | None:
+            nonlocal bad
+            try:
+                return self.read_block(level.index, col, row)
+            except ReadError:
+                bad += 1
+                if 2 * bad > blocks:
+                    raise
+                return None
+
+        def read(x: int, y: int, width: int, height: int) -> TileArray | None:
+            out: TileArray | None = None
+            corner, size = (x, y), (level.width, level.height)
+            for row in range(y // block_h, -(-(y + height) // block_h)):
+                for col in range(x // block_w, -(-(x + width) // block_w)):
+                    block = read_block(col, row)
+                    if block is None and out is None:
+                        continue
+                    if out is None:
+                        out = np.full((height, width, 3), self.background, np.uint8)
+                    place, shape = (col, row), (block_w, block_h)
+                    paste(out, corner, block, place, shape, size, self.background)
+            return out
+
+        return read
 
     def _read_scaled(
         self, plan: ReadPlan, start: tuple[Fraction, Fraction], width: int, height: int

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from wsipipe.slide.resample import is_whole
-from wsipipe.types import Level, TileArray
+from wsipipe.types import Level, Rgb, TileArray
 
 __all__ = ["ThumbnailImage", "reduce_level"]
 
@@ -49,7 +49,8 @@ def reduce_level(
     block_size: tuple[int, int],
     step: tuple[Fraction, Fraction],
     size: tuple[int, int],
-    read: Callable[[int, int, int, int], TileArray],
+    read: Callable[[int, int, int, int], TileArray | None],
+    background: Rgb,
 ) -> TileArray:
     """Area-average a whole level.
 
@@ -57,7 +58,9 @@ def reduce_level(
         block_size: (width, height) of the level's blocks; cells are whole blocks.
         step: Pixels of the level per output pixel (x, y), exact, >= 1.
         size: Output (width, height).
-        read: (x, y, width, height) in pixels of the level -> (h, w, 3) uint8.
+        read: (x, y, width, height) in pixels of the level -> (h, w, 3) uint8, or None where
+            nothing was scanned.
+        background: Colour of what was not scanned.
 
     Returns:
         (height, width, 3) uint8; output pixels that the level covers in part average that part.
@@ -74,9 +77,15 @@ def reduce_level(
             right = min(left + cell_w, level.width)
             pixels = read(left, top, right - left, bottom - top)
             start, columns = _touched(left, right, step[0], size[0])
-            sums[:, start : start + columns] += _reduce_cell(
-                pixels, (left, top), (start, first), step, (columns, rows), down, level.width
-            )
+            target = sums[:, start : start + columns]
+            if pixels is None:
+                across = _part_weights(start, columns, step[0], left, right, level.width)
+                share = down.sum(axis=1)[:, None] * across.sum(axis=1)
+                target += share[..., None] * np.asarray(background, np.float32)
+            else:
+                target += _reduce_cell(
+                    pixels, (left, top), (start, first), step, (columns, rows), down, level.width
+                )
         if carried is not None:
             sums[0] += carried
         done = rows
