@@ -14,11 +14,11 @@ from test_pretrain_stream import write_slide
 from typer.testing import CliRunner
 
 from wsipipe.cli import app
-from wsipipe.encoders import create_encoder
+from wsipipe.encoders import create_encoder, resolve
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain import pretrain
 from wsipipe.pretrain.export import export_encoder
-from wsipipe.pretrain.initial import start_from
+from wsipipe.pretrain.initial import arch_of, start_from
 from wsipipe.pretrain.trainer import Trainer
 
 FEW = {
@@ -127,6 +127,14 @@ def test_init_from_a_catalogue_name_keeps_licence_and_normalisation(tmp_path: Pa
     assert manifest["initial_licence"]
     card = create_encoder(str(run.encoder)).card
     assert card.mean == pytest.approx((0.5, 0.5, 0.5))  # of timm's augreg ViTs, not the recipe's
+
+
+def test_init_refuses_networks_whose_tokens_cannot_be_reached() -> None:
+    for name in ("texture", "conch"):
+        with pytest.raises(ConfigError, match="cannot be trained further"):
+            arch_of(resolve(name))
+    assert arch_of(resolve("phikon")).timm.startswith("vit_base")
+    assert arch_of(resolve("virchow2")).pool == "cls+mean"
 
 
 @pytest.mark.parametrize("mode", ["linear", "blocks", "lora"])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wsipipe.encoders import EncoderCard
     from wsipipe.pretrain.backbone import Backbone
 
-__all__ = ["Start", "backbone_of", "start_from"]
+__all__ = ["Start", "arch_of", "backbone_of", "start_from"]
 
 _POOL = {"cls": "token", "mean": "avg", "cls+mean": "cls+mean", "gap": "avg", "head": "token"}
 
@@ -69,22 +69,50 @@ def start_from(name: str) -> Start:
 
     encoder = create_encoder(name, precision="fp32")
     card = encoder.card
-    if card.arch is None:
-        raise ConfigError(
-            f"encoder {name} cannot be trained further: its network is not timm's.",
-            "Choose an encoder whose card names a timm architecture.",
-        )
     trunk: Any = encoder.network
     trunk = getattr(trunk, "weights_module", trunk)
+    arch = arch_of(card)
+    state = {k: v for k, v in trunk.state_dict().items() if not k.startswith(("head.", "fc."))}
+    _check_fit(name, arch, state)
+    return Start(arch, state, card, encoder.identity())
+
+
+def _check_fit(name: str, arch: Arch, state: dict[str, Tensor]) -> None:
+    """Refuse networks that only resemble timm's (another patch embedding, another class)."""
+    import torch
+
+    from wsipipe.pretrain.backbone import build_backbone
+
+    with torch.device("meta"):
+        ours = build_backbone(arch, teacher=True).net.state_dict()
+    odd = {k for k, v in ours.items() if k not in state or state[k].shape != v.shape}
+    odd |= set(state) - set(ours)
+    if odd:
+        raise ConfigError(
+            f"encoder {name} cannot be trained further: its network is not quite timm's "
+            f"{arch.timm} ({', '.join(sorted(odd)[:3])}).",
+            "Choose an encoder that is a plain timm network.",
+        )
+
+
+def arch_of(card: EncoderCard) -> Arch:
+    """The architecture of a card, as a recipe names it.
+
+    Raises:
+        ConfigError: The network is not timm's, or its pooling is of its own kind.
+    """
     pool = _POOL.get(card.pooling)
-    if pool is None:
-        raise ConfigError(f"encoder {name} cannot be trained further: pooling {card.pooling!r}.")
+    if card.arch is None or pool is None:
+        no_timm = "its network is not timm's"
+        reason = no_timm if card.arch is None else f"its pooling is {card.pooling!r}"
+        raise ConfigError(
+            f"encoder {card.name} cannot be trained further: {reason}.",
+            "Choose an encoder that is a timm network pooled by class token or mean.",
+        )
     args = {k: v for k, v in card.arch_kwargs.items() if k not in ("num_classes", "global_pool")}
     if card.pooling == "head" and card.arch_kwargs.get("global_pool") == "avg":
         pool = "avg"
-    arch = Arch.model_validate({"timm": card.arch, "args": args, "pool": pool})
-    state = {k: v for k, v in trunk.state_dict().items() if not k.startswith(("head.", "fc."))}
-    return Start(arch, state, card, encoder.identity())
+    return Arch.model_validate({"timm": card.arch, "args": args, "pool": pool})
 
 
 def backbone_of(name: str) -> Backbone:
