@@ -523,3 +523,23 @@ def test_a_damaged_model_is_refused(cohort):
     path.write_bytes(path.read_bytes()[:-4] + b"0000")
     with pytest.raises(CorruptFileError, match="are not those that"):
         predict(cohort / "out", cohort / "features")
+
+
+def test_runs_are_compared_in_pairs_on_the_same_folds_only(cohort):
+    from wsipipe.mil.compare import compare_runs
+
+    _train(cohort, "good")
+    splits = cohort / "good" / "splits.csv"
+    weak = TrainSettings(
+        aggregator_settings={"hidden": 4}, epochs=1, lr=1e-6, inner=1, batch_bags=9
+    )
+    _train(cohort, "weak", aggregator="mean", settings=weak, splits=splits)
+    _train(cohort, "third", aggregator="linear", settings=TrainSettings(inner=1), splits=splits)
+    rows = compare_runs([cohort / "good", cohort / "weak", cohort / "third"])
+    assert len(rows) == 3
+    assert rows[0]["difference"] > 0
+    assert rows[0]["ci_low"] <= rows[0]["difference"] <= rows[0]["ci_high"]
+    assert all(r["p_holm"] >= r["p"] for r in rows)
+    _train(cohort, "other", seed=5)
+    with pytest.raises(ConfigError, match="splits"):
+        compare_runs([cohort / "good", cohort / "other"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.callback()
 def _group() -> None:
-    """Aggregators: the list, and `mil selftest`."""
+    """Aggregators: the list, self-tests, comparisons, splits for other tools."""
 
 
 @app.command("list")
@@ -43,6 +44,60 @@ def list_command(
         return
     for row in rows:
         typer.echo(f"{row['name']:16}{row['params']:>12,}  {row['about']}")
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="OUT of two or more `wsipipe train` runs.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compare models on the same folds: paired tests over patients, Holm over all pairs.
+
+      wsipipe mil compare mil-phikon mil-uni mil-virchow
+
+    Two classes: DeLong's paired test of the AUROC. Else a paired bootstrap of balanced accuracy, R2
+    or C-index. Runs of other folds or patients are refused: a difference of folds is no difference
+    of models.
+    """
+    import json
+
+    from wsipipe.mil.compare import compare_runs
+
+    found = compare_runs(runs)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for row in found:
+        typer.echo(
+            f"{row['first']} - {row['second']}: {row['metric']} {row['difference']:+.4f} "
+            f"({row['ci_low']:+.4f} to {row['ci_high']:+.4f}), p {row['p']:.4g}, "
+            f"Holm {row['p_holm']:.4g} ({row['test']})"
+        )
+
+
+@app.command("splits")
+def splits_command(
+    run: Annotated[Path, typer.Argument(help="OUT of `wsipipe train`, or a splits file.")],
+    to: Annotated[str, typer.Option(help="clam (a folder), patho-bench, stamp or wsipipe.")],
+    out: Annotated[Path, typer.Option(help="File or folder to write.")],
+) -> None:
+    """Write the folds of a run for other tools, so that they are judged on the same patients.
+
+    wsipipe mil splits wsipipe-mil --to clam --out splits/task
+    """
+    from collections import defaultdict
+
+    from wsipipe.mil.cohort import read_table
+    from wsipipe.mil.split_files import read_splits, write_splits
+
+    path = run / "splits.csv" if run.is_dir() else run
+    rows = read_table(path)
+    patient_of = {r["slide_id"]: r.get("patient_id") or r["slide_id"] for r in rows}
+    slides_of: dict[str, list[str]] = defaultdict(list)
+    for slide, patient in patient_of.items():
+        slides_of[patient].append(slide)
+    write_splits(out, read_splits(path, patient_of), slides_of, to)
+    typer.echo(str(out))
 
 
 @app.command("selftest")

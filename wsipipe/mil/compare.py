@@ -1,9 +1,8 @@
-"""Several training runs in one table, with paired tests on the patients they share."""
+"""Paired comparison of finished runs on the same patients and folds."""
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,135 +11,114 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
+from wsipipe.mil.cohort import read_table
+from wsipipe.mil.metrics.bootstrap import Statistic, holm, paired_bootstrap
+from wsipipe.mil.metrics.classification import auroc, confusion, from_confusion
+from wsipipe.mil.metrics.delong import delong_test
+from wsipipe.mil.metrics.regression import regression_statistics
+from wsipipe.mil.metrics.survival import concordance_statistic
 
-__all__ = ["Compared", "compare_runs", "comparison_csv"]
+__all__ = ["compare_runs"]
 
-_ERRORS = ("brier", "ece", "mae", "integrated_brier", "expected_calibration_error")
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One run of the table.
+class _Finished:
+    """Predictions of one run by patient, in a fixed order, mean over slides and repeats."""
 
-    Attributes:
-        figures: Metric -> {"pooled", "ci_low", "ci_high", "mean"}.
-        p_to_best: Two-sided p of the paired DeLong test against the best run, adjusted by Holm
-            over all tests of the table; None for the best itself and where the test does not apply
-            (other tasks than two classes, or other patients).
-    """
-
-    folder: str
-    encoder: str
-    aggregator: str
-    n_patients: int
-    figures: dict[str, dict[str, Any]]
-    p_to_best: float | None
+    name: str
+    task: str
+    splits: str
+    patients: tuple[str, ...]
+    truth: tuple[tuple[str, ...], ...]
+    said: Array
 
 
-def compare_runs(folders: Sequence[str | Path], metric: str | None = None) -> list[Compared]:
-    """Read finished runs of `wsipipe train`, best first.
+def _load(path: Path) -> _Finished:
+    try:
+        document = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a finished run of wsipipe train ({error}).") from error
+    rows = read_table(path / "predictions.csv")
+    survival = "risk" in rows[0]
+    truth_columns = ("time", "event") if survival else ("y_true",)
+    columns = ["risk"] if survival else [c for c in rows[0] if c.startswith("p_")] or ["y_pred"]
+    values: dict[str, list[list[float]]] = defaultdict(list)
+    truth = {}
+    for row in rows:
+        known = tuple(row[c] for c in truth_columns)
+        if known[0]:
+            truth[row["patient_id"]] = known
+            values[row["patient_id"]].append([float(row[c]) for c in columns])
+    patients = tuple(sorted(truth))
+    said = np.array([np.mean(values[p], axis=0) for p in patients])
+    labels = tuple(truth[p] for p in patients)
+    return _Finished(path.name, document["task"], document["splits_sha256"], patients, labels, said)
 
-    Args:
-        folders: Their `--out` folders.
-        metric: What to sort and test by; by default the first that all runs have.
+
+def _statistic(run: _Finished) -> tuple[str, Statistic, NDArray[np.int64] | None]:
+    """Name, figure as a function of weights, and strata to draw within."""
+    if run.task == "survival":
+        time, event = (np.array([float(t[i]) for t in run.truth]) for i in (0, 1))
+        return "c_index", concordance_statistic(run.said[:, 0], time, event), event.astype(int)
+    if run.task == "regression":
+        y = np.array([float(t[0]) for t in run.truth])
+        return "r2", lambda w: regression_statistics(run.said[:, 0], y, w)["r2"], None
+    classes = sorted({t[0] for t in run.truth})
+    truth = np.array([classes.index(t[0]) for t in run.truth])
+    n = run.said.shape[1]
+    if n == 2:
+        return "auroc", lambda w: auroc(run.said[:, 1], truth == 1, w), truth
+    said = run.said.argmax(axis=1)
+    return (
+        "balanced_accuracy",
+        lambda w: from_confusion(confusion(truth, said, n, w))["balanced_accuracy"],
+        truth,
+    )
+
+
+def compare_runs(paths: Sequence[str | Path], *, draws: int = 2000) -> list[dict[str, Any]]:
+    """Test every pair of runs; p values are adjusted over all pairs.
+
+    Returns:
+        One dictionary a pair: difference first - second, its 95 % interval, p, Holm's p.
 
     Raises:
-        ConfigError: A folder is no finished run, or the metric is not in all of them.
+        ConfigError: Fewer than two runs, or other tasks, patients, labels or folds.
     """
-    from wsipipe.mil.metrics.bootstrap import holm
-
-    documents = [_document(Path(folder)) for folder in folders]
-    shared = [m for m in documents[0]["metrics"] if all(m in d["metrics"] for d in documents)]
-    metric = metric or next(iter(shared), None)
-    if metric not in shared:
-        raise ConfigError(
-            f"Not all of these runs have the metric '{metric}'.",
-            f"They share: {', '.join(shared) or 'none'}.",
+    if len(paths) < 2:
+        raise ConfigError("Name two runs or more.")
+    runs = [_load(Path(p)) for p in paths]
+    for run in runs[1:]:
+        for field in ("task", "patients", "truth", "splits"):
+            if getattr(run, field) != getattr(runs[0], field):
+                raise ConfigError(
+                    f"{runs[0].name} and {run.name} differ in their {field}: no paired test.",
+                    "Train both with the same labels and --splits OUT/splits.csv of the first.",
+                )
+    out: list[dict[str, Any]] = []
+    p_values: list[float] = []
+    for a, b in itertools.combinations(runs, 2):
+        (metric, first, layer), (_, second, _) = _statistic(a), _statistic(b)
+        value, low, high, p = paired_bootstrap(
+            first, second, len(a.patients), draws=draws, layer=layer
         )
-    sign = 1 if metric in _ERRORS else -1
-
-    def rank(i: int) -> float:
-        value = documents[i]["metrics"][metric]["pooled"]
-        return float("inf") if value is None else sign * float(value)
-
-    order = sorted(range(len(folders)), key=rank)
-    scores = [_binary_scores(Path(folders[i])) for i in order]
-    raw = [_delong(scores[0], other) for other in scores[1:]]
-    tested = [p for p in raw if p is not None]
-    adjusted = iter(holm(tested) if tested else [])
-    p_values = [None, *(None if p is None else next(adjusted) for p in raw)]
-    return [
-        Compared(
-            str(folders[i]),
-            str(documents[i].get("features", {}).get("encoder", "")),
-            str(documents[i]["aggregator"]),
-            int(documents[i]["n_patients"]),
-            documents[i]["metrics"],
-            p,
-        )
-        for i, p in zip(order, p_values, strict=True)
-    ]
-
-
-def comparison_csv(rows: Sequence[Compared]) -> str:
-    """One line a run: who, how many patients, each metric with its interval, p against the best."""
-    names = [name for name in rows[0].figures if all(name in row.figures for row in rows)]
-    parts = ("pooled", "ci_low", "ci_high", "mean")
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    head = [f"{name}_{part}" for name in names for part in parts]
-    writer.writerow(["folder", "encoder", "aggregator", "n_patients", *head, "p_to_best_holm"])
-    for row in rows:
-        values = [row.figures[name].get(part) for name in names for part in parts]
-        texts = ["" if v is None else f"{v:.6g}" for v in [*values, row.p_to_best]]
-        writer.writerow([row.folder, row.encoder, row.aggregator, row.n_patients, *texts])
-    return buffer.getvalue()
-
-
-def _document(folder: Path) -> dict[str, Any]:
-    path = folder / "metrics.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder} holds no finished training run ({error}).", "Name --out folders of train."
-        ) from error
-    if not isinstance(document, dict) or not document.get("metrics"):
-        raise ConfigError(f"{path} holds no metrics.")
-    return document
-
-
-def _binary_scores(folder: Path) -> dict[str, tuple[str, float]] | None:
-    """patient -> (truth, mean score of the second class); None where it is no two-class run."""
-    gathered: dict[str, list[float]] = defaultdict(list)
-    truth: dict[str, str] = {}
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines)
-        classes = [name for name in reader.fieldnames or () if name.startswith("p_")]
-        if len(classes) != 2:
-            return None
-        for line in reader:
-            gathered[line["patient_id"]].append(float(line[classes[1]]))
-            truth[line["patient_id"]] = line["y_true"]
-    positive = classes[1].removeprefix("p_")
-    return {
-        patient: ("1" if truth[patient] == positive else "0", float(np.mean(values)))
-        for patient, values in gathered.items()
-    }
-
-
-def _delong(
-    best: dict[str, tuple[str, float]] | None, other: dict[str, tuple[str, float]] | None
-) -> float | None:
-    from wsipipe.mil.metrics.delong import delong_test
-
-    if not best or not other or best.keys() != other.keys():
-        return None
-    patients = sorted(best)
-    positive = np.array([best[p][0] == "1" for p in patients])
-    if any(best[p][0] != other[p][0] for p in patients) or positive.all() or not positive.any():
-        return None
-    first, second = (np.array([s[p][1] for p in patients]) for s in (best, other))
-    return float(delong_test(first, second, positive)[-1])
+        test = "paired bootstrap"
+        if metric == "auroc":
+            assert layer is not None
+            _, p = delong_test(a.said[:, 1], b.said[:, 1], layer == 1)
+            test = "DeLong"
+        p_values.append(p)
+        out.append(
+            {
+                "first": a.name, "second": b.name, "metric": metric, "difference": value,
+                "ci_low": low, "ci_high": high, "p": p, "test": test,
+            }
+        )  # fmt: skip
+    for row, adjusted in zip(out, holm(p_values), strict=True):
+        row["p_holm"] = adjusted
+    return out

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wsipipe.mil.base import Aggregator, MILOutput, init_linear
 from wsipipe.mil.packing import Segments, rows_tensor
@@ -27,9 +28,13 @@ class AttentionScores(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(T, D) -> (T, K) raw scores."""
-        a = self.drop(torch.tanh(self.V(h)))
-        if self.U is not None:
-            a = a * self.drop(torch.sigmoid(self.U(h)))
+        if self.U is None:
+            return self.w(self.drop(torch.tanh(self.V(h))))  # type: ignore[no-any-return]
+        # Both branches in one product: h is read once, and its gradient is one product as well.
+        weight = torch.cat([self.V.weight, self.U.weight])
+        bias = torch.cat([self.V.bias, self.U.bias])
+        v, u = F.linear(h, weight, bias).chunk(2, dim=-1)
+        a = self.drop(torch.tanh(v)) * self.drop(torch.sigmoid(u))
         return self.w(a)  # type: ignore[no-any-return]
 
 
