@@ -73,8 +73,11 @@ def run_and_report(stage: TissueStage, slides: Sequence[str], drain: Any, as_jso
     import json
 
     from wsipipe.pipeline.stages import run_stage
+    from wsipipe.tissue.registry import licence_line
 
-    say_licence(stage.settings.tissue)
+    licence = licence_line(stage.settings.tissue)
+    if licence is not None:
+        typer.echo(licence, err=True)
     results = run_stage(stage, slides, drain=drain, watch=_say)
     failed = sum(1 for result in results if result.status == "failed")
     if as_json:
@@ -92,17 +95,6 @@ def run_and_report(stage: TissueStage, slides: Sequence[str], drain: Any, as_jso
             err=True,
         )
     raise typer.Exit(1 if failed else 0)
-
-
-def say_licence(method: str) -> None:
-    """Show the terms of a network's weights, once."""
-    from wsipipe.tissue.registry import find_card
-
-    card = find_card(method.partition("?")[0])
-    if card is not None:
-        terms = {True: "commercial use permitted", False: "no commercial use", None: ""}
-        said = "; ".join(filter(None, [card.licence, terms[card.commercial], card.page or ""]))
-        typer.echo(f"Tissue network {card.name}: licence of the weights: {said}", err=True)
 
 
 def _say(result: StageResult) -> None:

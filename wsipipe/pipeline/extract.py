@@ -31,6 +31,7 @@ from wsipipe.store import (
 )
 from wsipipe.store.publish import make_folder, output_error
 from wsipipe.tissue import roi_settings, tissue_settings
+from wsipipe.tissue.registry import licence_line as tissue_licence
 
 if TYPE_CHECKING:
     from wsipipe.pipeline.running import RunState
@@ -126,6 +127,8 @@ def run_extract(
     remove_stale_partials(settings.out / PARTIAL_FOLDER)
     for target in plan.targets:
         reporter.say(licence_line(target))
+    if (tissue_terms := tissue_licence(settings.tissue)) is not None:
+        reporter.say(tissue_terms)
     reporter.planned(plan.slides)
     state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter)
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.errors import ConfigError, MissingExtraError, WeightsError
+from wsipipe.errors import ConfigError, EncoderError, MissingExtraError, WeightsError
 from wsipipe.tissue.cards import TissueCard
 from wsipipe.types import TileArray
 from wsipipe.weights import Located, Source, check_fit, fetch, in_folder, local_file, read_state
@@ -31,6 +31,19 @@ def locate_weights(card: TissueCard, path: str | None) -> Located:
     Raises:
         WeightsError, GatedEncoderError: It cannot be had; says how to get it.
     """
+    try:
+        return _located(card, path)
+    except EncoderError as error:
+        # The weights module speaks of encoders and of `pull`, which knows encoders only.
+        raise type(error)(
+            card.name,
+            error.problem.replace("Encoder ", "Tissue network ", 1),
+            f"Give a file with --tissue '{card.name}?weights=FILE', or let a machine with network "
+            f"fetch it and carry the hub's cache (HF_HUB_CACHE) here. Source: {card.page}",
+        ) from error
+
+
+def _located(card: TissueCard, path: str | None) -> Located:
     if path is not None:
         return local_file(path, card.name)
     if card.folder is not None:
@@ -97,8 +110,9 @@ def _deeplab(card: TissueCard) -> nn.Module:
     return OutOnly()
 
 
+@functools.lru_cache(maxsize=1)
 def load_network(card: TissueCard, located: Located, device: str) -> nn.Module:
-    """A network with its weights, ready to run.
+    """A network with its weights, ready to run; the last one is kept for the next slide.
 
     Raises:
         WeightsError: The checkpoint is damaged, holds Python objects, or does not fit.

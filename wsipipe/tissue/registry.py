@@ -15,7 +15,7 @@ from wsipipe.tissue.cards import TISSUE_CARDS, TissueCard, card_of_folder
 from wsipipe.tissue.settings import CLASSICAL
 from wsipipe.types import BoolArray, TileArray
 
-__all__ = ["GROUP", "Detector", "find_card", "find_plugin", "method_names"]
+__all__ = ["GROUP", "Detector", "find_card", "find_plugin", "licence_line", "method_names"]
 
 GROUP = "wsipipe.tissue"
 
@@ -74,6 +74,16 @@ def find_plugin(method: str) -> Detector | None:
             "See wsipipe.tissue.registry.Detector.",
         )
     return detector
+
+
+def licence_line(method: str) -> str | None:
+    """One sentence on the terms of a network's weights; None for methods without weights."""
+    card = find_card(method.partition("?")[0])
+    if card is None:
+        return None
+    terms = {True: "commercial use permitted", False: "no commercial use", None: ""}
+    said = "; ".join(filter(None, [card.licence, terms[card.commercial], card.page or ""]))
+    return f"Tissue network {card.name}: licence of the weights: {said}"
 
 
 def method_names() -> list[str]:
