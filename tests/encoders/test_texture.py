@@ -50,6 +50,13 @@ def test_same_numbers_to_the_bit_in_any_batch(encoder: object) -> None:
     order = np.random.default_rng(1).permutation(9)
     assert torch.equal(encoder(tiles[order]), whole[order])
     assert torch.equal(wp.create_encoder("texture")(tiles), whole)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(encoder(tiles), whole), f"{count} threads"
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("px", [1, 17, 64, 65, 224, 300, 512])

@@ -78,6 +78,23 @@ def test_again_makes_only_what_is_missing_or_was_asked_otherwise(tmp_path: Path)
     assert made() == ["slide-0001", "slide-0002"]
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "slide-0001.svs"])
+def test_files_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("slide_id,label\nmine,1\n")
+    with pytest.raises(ConfigError, match="Choose another folder"):
+        make_cohort(tmp_path, n=1, **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "slide_id,label\nmine,1\n"
+
+
+def test_a_table_with_added_columns_is_kept(tmp_path: Path) -> None:
+    make_cohort(tmp_path, n=1, **TINY)
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace(",seed\n", ",seed,survival\n"))
+    with pytest.raises(ConfigError, match=r"labels\.csv"):
+        make_cohort(tmp_path, n=1, **TINY)
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from wsipipe.store import publish\n"

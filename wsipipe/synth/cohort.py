@@ -152,7 +152,7 @@ def make_cohort(
         Paths of the slides.
 
     Raises:
-        ConfigError: An argument is out of range.
+        ConfigError: An argument is out of range, or the folder holds somebody else's slides.
         OutputError: The folder cannot be written.
     """
     _require(1 <= n <= 1_000_000, f"number of slides is {n}", "1 or more")
@@ -166,6 +166,7 @@ def make_cohort(
     out = Path(out)
     patients = -(-n // slides_per_patient)
     with_tumour, at_site = _draw_patients(patients, sites, labels, seed)
+    _refuse_foreign(out)
     make_folder(out)
     remove_stale_temporaries(out)
     # Slides of two cohorts must not pass for the same slide or patient.
@@ -244,6 +245,26 @@ def _draw_patients(
     half = -(-patients // 2) if labels else patients
     groups = (order[:half], order[half:])
     return set(groups[0]), {p: k % sites for group in groups for k, p in enumerate(group)}
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Never replace a slide or a table that somebody else made."""
+    from wsipipe.synth.writer import MARK
+
+    # A table with columns that somebody added is theirs.
+    ours = {"labels.csv": ",".join(LABEL_COLUMNS) + "\n", "slide-*.svs": MARK}
+    for pattern, sign in ours.items():
+        for path in sorted(out.glob(pattern)) if out.is_dir() else ():
+            try:
+                with path.open("rb") as handle:
+                    known = sign.encode() in handle.read(8192)
+            except OSError as error:
+                raise ConfigError(f"synth: {path} cannot be read ({error.strerror}).") from error
+            if not known:
+                raise ConfigError(
+                    f"synth: {path} was not made by this command and would be replaced.",
+                    "Choose another folder.",
+                )
 
 
 def _finished(

@@ -32,6 +32,8 @@ _SMALLEST_PX = 2048
 _CHUNK_TILES = 8
 _CLASSIC_TIFF_BYTES = 3_500_000_000
 _APERIO_JP2K_RGB = 33005
+# In the description of every slide: what tells them from real ones.
+MARK = "Synthetic = wsipipe synth"
 
 
 def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
@@ -119,7 +121,7 @@ class _Writer:
     def _tail(self) -> str:
         mpp = self.scene.mpp
         power = f"|AppMag = {10 / mpp:.3g}|MPP = {mpp:.6g}" if self.name_mpp else ""
-        return f"{power}|Synthetic = wsipipe synth, seed {self.scene.seed}"
+        return f"{power}|{MARK}, seed {self.scene.seed}"
 
     def _level0(self, workers: int) -> Iterator[bytes]:
         """Compressed tiles in row-major order; also fills the reduced levels."""
