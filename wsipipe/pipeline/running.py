@@ -8,7 +8,7 @@ from typing import Any
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.drain import Drain
 from wsipipe.embed.engine import Engine, EngineOptions
-from wsipipe.embed.forward import prepare_torch
+from wsipipe.embed.forward import keep_freed_memory, prepare_torch
 from wsipipe.embed.resources import Threads, available_cpus, share_threads
 from wsipipe.embed.tiles import read_job
 from wsipipe.embed.tuning import BatchTuner
@@ -30,7 +30,7 @@ __all__ = ["RunState"]
 
 LEASE_FOLDER = ".leases"
 # Where the ramp of batch sizes starts and how far it may go.
-_RAMP = {"cpu": (8, 64), "cuda": (64, 1024)}
+_RAMP = {"cpu": (8, 32), "cuda": (64, 1024)}
 
 
 class RunState:
@@ -138,6 +138,7 @@ class RunState:
         self._threads = share_threads(available_cpus(), on_cpu=kind == "cpu", workers=workers)
         intra = 1 if settings.deterministic else self._threads.intra
         prepare_torch(intra, deterministic=settings.deterministic)
+        keep_freed_memory()
         first, limit = _RAMP.get(kind, _RAMP["cuda"])
         fixed = settings.batch_size
         self._tuner = BatchTuner(fixed) if isinstance(fixed, int) else BatchTuner(first, limit)
