@@ -141,6 +141,30 @@ def test_thumbnail_is_the_exact_reduction_with_its_exact_downsample(slide_path, 
     assert difference.mean() < 1
 
 
+def test_regions_too_large_to_hold_are_reduced_in_parts(slide_path, image, monkeypatch):
+    with wp.open_slide(slide_path) as slide:
+        whole = slide.read(10, 20, 200, 150, mpp=0.61)
+        thumbnail = slide.thumbnail(3.3).pixels
+        monkeypatch.setattr("wsipipe.slide.resample._SOURCE_PIXELS", 5000)
+        monkeypatch.setattr("wsipipe.slide.thumbnail._CELL_PX", 60)
+        parts = slide.read(10, 20, 200, 150, mpp=0.61)
+        assert np.abs(parts.astype(int) - whole).max() <= 1
+        assert np.abs(slide.thumbnail(3.3).pixels.astype(int) - thumbnail).max() <= 1
+
+
+def test_a_slide_that_was_hardly_scanned_is_background(tmp_path):
+    path = tmp_path / "sparse.tif"
+    import tifffile
+
+    tifffile.imwrite(
+        path, shape=(3000, 3000, 3), dtype=np.uint8, tile=(256, 256), photometric="rgb",
+        compression="deflate", metadata=None, data=iter([b""] * 144),
+    )  # fmt: skip
+    with wp.open_slide(path, mpp=0.5) as slide:
+        for mpp in (8, 3.7):
+            assert (slide.thumbnail(mpp).pixels == 255).all()
+
+
 def test_the_edge_of_a_thumbnail_averages_what_is_inside(tmp_path):
     image = np.full((300, 300, 3), 60, np.uint8)
     path = write_pyramid(tmp_path / "e.svs", [image], compression="deflate", facts={"MPP": 0.5})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsipipe.types import TileArray
 
-__all__ = ["axis_span", "axis_weights", "is_whole", "resample"]
+__all__ = ["axis_span", "axis_weights", "is_whole", "resample", "resample_from"]
 
 _Pair: TypeAlias = tuple[Fraction, Fraction]
 _Floats: TypeAlias = NDArray[np.float32]
@@ -28,6 +29,8 @@ _KEPT_SIZE: Final = 4096
 # Floats are four times the pixels: wide regions are reduced in parts that stay in the cache
 # (0.41 ms for a 224 px tile out of 443 px; 0.75 ms where four tiles are reduced at once).
 _PART_PX: Final = 448
+# Source pixels that are put together at once: 48 MB.
+_SOURCE_PIXELS: Final = 2**24
 
 
 def axis_span(start: Fraction, step: Fraction, count: int) -> tuple[int, int]:
@@ -131,6 +134,37 @@ def resample(source: TileArray, start: _Pair, step: _Pair, size: tuple[int, int]
         across = _weights(float(at - x0), float(step[0]), count, x1 - x0, 3)
         out[:, left : left + count] = _apply(source[:, x0:x1], across, down)
     return out
+
+
+def resample_from(
+    fetch: Callable[[int, int, int, int], TileArray],
+    start: _Pair,
+    step: _Pair,
+    size: tuple[int, int],
+) -> TileArray:
+    """Resample from a source that is fetched in parts, so that memory stays bounded.
+
+    Args:
+        fetch: (x, y, width, height) in source pixels -> (height, width, 3) uint8.
+        start, step, size: As for `resample`, in source pixels.
+    """
+    x0, x1 = axis_span(start[0], step[0], size[0])
+    y0, y1 = axis_span(start[1], step[1], size[1])
+    if (x1 - x0) * (y1 - y0) > _SOURCE_PIXELS and max(size) > 1:
+        out = np.empty((size[1], size[0], 3), np.uint8)
+        if size[0] * step[0] >= size[1] * step[1] and size[0] > 1:
+            half = size[0] // 2
+            there = (start[0] + half * step[0], start[1])
+            out[:, :half] = resample_from(fetch, start, step, (half, size[1]))
+            out[:, half:] = resample_from(fetch, there, step, (size[0] - half, size[1]))
+        else:
+            half = size[1] // 2
+            there = (start[0], start[1] + half * step[1])
+            out[:half] = resample_from(fetch, start, step, (size[0], half))
+            out[half:] = resample_from(fetch, there, step, (size[0], size[1] - half))
+        return out
+    source = fetch(x0, y0, x1 - x0, y1 - y0)
+    return resample(source, (start[0] - x0, start[1] - y0), step, size)
 
 
 def _whole_steps(source: TileArray, size: tuple[int, int]) -> TileArray:

@@ -19,7 +19,7 @@ from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
 from wsipipe.slide.reader import Reader
-from wsipipe.slide.resample import axis_span, resample
+from wsipipe.slide.resample import resample_from
 from wsipipe.slide.thumbnail import ThumbnailImage, reduce_level
 from wsipipe.types import Bounds, Level, Rgb, TileArray, exact
 
@@ -293,22 +293,19 @@ class Slide:
         """Resample from a level. `start` is in its pixels; footprints may leave the slide."""
         level = self.levels[plan.level]
         step = (plan.scale[0] / level.downsample[0], plan.scale[1] / level.downsample[1])
-        x0, x1 = axis_span(start[0], step[0], width)
-        y0, y1 = axis_span(start[1], step[1], height)
-        source = self.read_level(plan.level, x0, y0, x1 - x0, y1 - y0)
+        size = (level.width, level.height)
         margin = 1 if plan.mode == "interpolate" else 0
-        end = [
-            -(-size // ratio) + margin
-            for size, ratio in zip(self.dimensions, level.downsample, strict=True)
-        ]
-        repeat_edge(
-            source,
-            (x0, y0),
-            (level.width, level.height),
-            (-margin, -margin),
-            (int(end[0]), int(end[1])),
+        end_x, end_y = (
+            int(-(-full // ratio)) + margin
+            for full, ratio in zip(self.dimensions, level.downsample, strict=True)
         )
-        return resample(source, (start[0] - x0, start[1] - y0), step, (width, height))
+
+        def fetch(x: int, y: int, width: int, height: int) -> TileArray:
+            source = self.read_level(plan.level, x, y, width, height)
+            repeat_edge(source, (x, y), size, (-margin, -margin), (end_x, end_y))
+            return source
+
+        return resample_from(fetch, start, step, (width, height))
 
     def _read_block_again(
         self, level: int, col: int, row: int, first: ReadError

@@ -65,7 +65,9 @@ def reduce_level(
     Returns:
         (height, width, 3) uint8; output pixels that the level covers in part average that part.
     """
-    cell_w, cell_h = (max(1, _CELL_PX // side) * side for side in block_size)
+    cell_w = max(1, _CELL_PX // block_size[0]) * block_size[0]
+    high = min(_CELL_PX, _CELL_PX * _CELL_PX // cell_w)
+    cell_h = max(1, high // block_size[1]) * block_size[1]
     out = np.empty((size[1], size[0], 3), np.uint8)
     carried: np.ndarray | None = None  # sums of a row that the next band completes
     for top in range(0, level.height, cell_h):
@@ -75,16 +77,20 @@ def reduce_level(
         down = _part_weights(first, rows, step[1], top, bottom, level.height)
         for left in range(0, level.width, cell_w):
             right = min(left + cell_w, level.width)
-            pixels = read(left, top, right - left, bottom - top)
-            start, columns = _touched(left, right, step[0], size[0])
-            target = sums[:, start : start + columns]
-            if pixels is None:
-                across = _part_weights(start, columns, step[0], left, right, level.width)
-                share = down.sum(axis=1)[:, None] * across.sum(axis=1)
-                target += share[..., None] * np.asarray(background, np.float32)
-            else:
+            cell = read(left, top, right - left, bottom - top)
+            # A block may be as wide as the level; what is summed at once is not.
+            for x in range(left, right, _CELL_PX):
+                end = min(x + _CELL_PX, right)
+                start, columns = _touched(x, end, step[0], size[0])
+                target = sums[:, start : start + columns]
+                if cell is None:
+                    across = _part_weights(start, columns, step[0], x, end, level.width)
+                    share = down.sum(axis=1)[:, None] * across.sum(axis=1)
+                    target += share[..., None] * np.asarray(background, np.float32)
+                    continue
+                part = cell[:, x - left : end - left]
                 target += _reduce_cell(
-                    pixels, (left, top), (start, first), step, (columns, rows), down, level.width
+                    part, (x, top), (start, first), step, (columns, rows), down, level.width
                 )
         if carried is not None:
             sums[0] += carried
