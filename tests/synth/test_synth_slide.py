@@ -209,6 +209,7 @@ def test_any_size_opens(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_slide(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from wsipipe.synth import make_slide;"
