@@ -360,3 +360,11 @@ def test_settings_of_regions_hold_classes_and_content(annotations: Path) -> None
     assert "sha256" not in roi_settings(annotations.parent)
     with pytest.raises(ConfigError, match="does not exist"):
         roi_settings(annotations / "none")
+
+
+def test_a_name_with_dots_keeps_them(
+    slide_of: SlideOf, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    slide = slide_of(np.full((800, 1000, 3), 243, np.uint8), 0.5, "TCGA-XX.1234-ab")
+    written(collection(feature([SQUARE])), "masks/TCGA-XX.1234-ab.geojson")
+    assert not detect_tissue(slide, str(tmp_path / "masks")).is_empty

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from wsipipe.embed.drain import Drain
 from wsipipe.errors import (
-    ConfigError,
     Drained,
     IdentityMismatchError,
+    OutputError,
     SlideError,
     StoreError,
     TissueError,
@@ -273,9 +273,9 @@ def _guarded(stage: TissueStage, entry: SlideEntry) -> StageResult:
     try:
         return stage.run(entry)
     except WsipipeError as error:
-        if not isinstance(error, SlideError | StoreError) or error.exit_code not in (1, 2):
-            raise
-        if isinstance(error, ConfigError):
+        # What is wrong with one slide or its files ends that slide; a full disk, missing weights
+        # or a wrong setting would end the next one too.
+        if not isinstance(error, SlideError | StoreError) or isinstance(error, OutputError):
             raise
         return StageResult(
             entry.slide_id, entry.path, "failed", error=error.problem, remedy=error.remedy

@@ -130,7 +130,14 @@ def _folder_settings(folder: Path, slide_id: str | None) -> dict[str, Any]:
 
 
 def _base_name(slide: Slide) -> str:
-    return Path(slide.path).name.split(".")[0]
+    """The slide's id where nobody gives one: its file's name without one known suffix."""
+    from wsipipe.slide.discover import SLIDE_SUFFIXES
+
+    name = Path(slide.path).name
+    for suffix in (*SLIDE_SUFFIXES, ".png", ".jpg", ".jpeg"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
 
 
 def _whole_slide(slide: Slide, recorded: dict[str, Any]) -> TissueMask:

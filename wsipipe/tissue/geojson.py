@@ -101,7 +101,7 @@ def recorded(path: str | Path) -> dict[str, Any] | None:
     """What a mask file says about its making; None for a file of another tool or an edited one."""
     try:
         document = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     own = document.get("wsipipe") if isinstance(document, dict) else None
     if not isinstance(own, dict):
