@@ -22,28 +22,29 @@ def command(
 ) -> None:
     """Compare training runs: encoders, aggregators, settings; best first.
 
-    Two-class runs on the same patients are tested against the best one (DeLong, paired; adjusted by
-    Holm). A run that differs in patients is listed without a test.
+    Runs on the same patients and folds are tested against the best one, paired (DeLong for two
+    classes, else bootstrap), p values adjusted by Holm over all pairs of the table.
 
       wsipipe compare train/phikon-abmil train/uni-abmil train/uni-transmil --out table.csv
     """
     import dataclasses
     import json
 
-    from wsipipe.mil.compare import compare_runs, comparison_csv
+    from wsipipe.mil.run_table import run_table, run_table_csv
     from wsipipe.store import publish_text
 
-    rows = compare_runs(models, metric)
+    rows, name, untested = run_table(models, metric)
     if out is not None:
-        publish_text(out, comparison_csv(rows))
+        publish_text(out, run_table_csv(rows))
+    if untested:
+        typer.echo(f"Not tested against each other: {untested}", err=True)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+        typer.echo(json.dumps({"metric": name, "runs": [dataclasses.asdict(row) for row in rows]}))
         return
-    name = metric or next(iter(rows[0].figures))
-    typer.echo(f"{'encoder':<22}{'aggregator':<14}{name:>10}{'95 % interval':>20}{'p to best':>12}")
+    typer.echo(f"{'encoder':<30}{'aggregator':<14}{name:>18}{'95 % interval':>20}{'p to best':>12}")
     for row in rows:
         f = row.figures[name]
         value = "-" if f["pooled"] is None else f"{f['pooled']:.3f}"
         band = "-" if f["ci_low"] is None else f"{f['ci_low']:.3f} to {f['ci_high']:.3f}"
         p = "" if row.p_to_best is None else f"{row.p_to_best:.3g}"
-        typer.echo(f"{row.encoder:<22}{row.aggregator:<14}{value:>10}{band:>20}{p:>12}")
+        typer.echo(f"{row.encoder:<30}{row.aggregator:<14}{value:>18}{band:>20}{p:>12}")

@@ -1,0 +1,71 @@
+"""Several runs in one table: best first, tested where the patients and folds are the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsipipe.errors import ConfigError
+from wsipipe.mil.run_table import run_table, run_table_csv
+
+
+def make_run(folder: Path, auroc: float, scores: list[float], splits: str = "s") -> Path:
+    folder.mkdir()
+    figure = {"pooled": auroc, "ci_low": auroc - 0.1, "ci_high": 1.0, "mean": auroc}
+    document = {
+        "metrics": {"auroc": figure}, "aggregator": "abmil", "n_patients": len(scores),
+        "features": {"encoder": folder.name}, "task": "classification", "splits_sha256": splits,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(document))
+    lines = ["slide_id,patient_id,fold,repeat,y_true,y_pred,p_a,p_b"]
+    for i, score in enumerate(scores):
+        truth = "b" if i % 2 else "a"
+        lines.append(f"s{i},p{i:03d},0,0,{truth},{truth},{1 - score},{score}")
+    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    truth = np.arange(80) % 2
+    good = (truth * 0.6 + rng.random(80) * 0.4).tolist()
+    return [
+        make_run(tmp_path / "chance", 0.5, rng.random(80).tolist()),
+        make_run(tmp_path / "good", 1.0, good),
+    ]
+
+
+def test_best_first_with_a_paired_test_against_it(runs: list[Path]) -> None:
+    rows, metric, untested = run_table(runs)
+    assert metric == "auroc"
+    assert untested == ""
+    assert [row.encoder for row in rows] == ["good", "chance"]
+    assert rows[0].p_to_best is None
+    assert rows[1].p_to_best is not None
+    assert rows[1].p_to_best < 1e-6
+    table = list(csv.DictReader(io.StringIO(run_table_csv(rows))))
+    assert [line["auroc_pooled"] for line in table] == ["1", "0.5"]
+    assert float(table[1]["p_to_best_holm"]) == pytest.approx(rows[1].p_to_best, rel=1e-4)
+
+
+def test_runs_of_other_folds_are_listed_without_a_test(runs: list[Path], tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", 0.7, [0.5] * 80, splits="other")
+    rows, _, untested = run_table([*runs, other])
+    assert [row.encoder for row in rows] == ["good", "other", "chance"]
+    assert all(row.p_to_best is None for row in rows)
+    assert "splits" in untested
+
+
+def test_folders_without_a_run_and_unknown_metrics_are_refused(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no finished training run"):
+        run_table([runs[0], tmp_path])
+    with pytest.raises(ConfigError, match="They share: auroc"):
+        run_table(runs, "c_index")
