@@ -30,8 +30,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import imagecodecs
 import numpy as np
-from read import write_slide
+import tifffile
+from read import TILE, texture
 
 import wsipipe as wp
 from wsipipe.config import ExtractSettings
@@ -60,6 +62,35 @@ def build(card):
 VIT = "timm:vit_small_patch16_224?pretrained=false"
 
 
+def write_slide(path: Path, side: int, mpp: float) -> None:
+    """An Aperio-like pyramid (1:1, 1:4, 1:16) of 64 different tissue-like tiles, in any order."""
+    big = texture(TILE * 8, 7)
+    parts = [
+        np.ascontiguousarray(big[y : y + TILE, x : x + TILE])
+        for y in range(0, TILE * 8, TILE)
+        for x in range(0, TILE * 8, TILE)
+    ]
+    how = {"level": 80, "colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "420"}
+    data = [imagecodecs.jpeg8_encode(part, **how) for part in parts]
+    rng = np.random.default_rng(1)
+    with tifffile.TiffWriter(path, bigtiff=True) as tif:
+        for level, size in enumerate((side, side // 4, side // 16)):
+            count = (-(-size // TILE)) ** 2
+            tif.write(
+                (data[i] for i in rng.integers(0, len(data), count)),
+                shape=(size, size, 3),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                subfiletype=1 if level else 0,
+                description=f"Aperio Image Library v12\r\n{side}x{side} |AppMag = 40|MPP = {mpp}",
+                metadata=None,
+                software=None,
+            )
+
+
 class Bench:
     """Slides, encoders and a folder to write to."""
 
@@ -73,7 +104,7 @@ class Bench:
     def slide(self, side: int, mpp: float = 0.25, name: str = "slide") -> Path:
         path = self.folder / f"{name}-{side}.svs"
         if not path.exists():
-            write_slide(path, side, mpp=mpp)
+            write_slide(path, side, mpp)
         return path
 
     def null(self, name: str = "null") -> str:
