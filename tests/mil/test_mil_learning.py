@@ -14,7 +14,7 @@ import pytest
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.crossval import train
-from wsipipe.mil.predict import predict
+from wsipipe.mil.prediction import predict
 from wsipipe.mil.settings import TrainSettings
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(3600)]

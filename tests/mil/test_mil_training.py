@@ -19,7 +19,7 @@ from wsipipe.mil.crossval import train
 from wsipipe.mil.ensemble import load_ensemble, load_fold
 from wsipipe.mil.fitting import BagSet, Run, fit_runs
 from wsipipe.mil.losses import fit_criterion
-from wsipipe.mil.predict import predict
+from wsipipe.mil.prediction import predict
 from wsipipe.mil.registry import create_aggregator
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.targets import Target

@@ -127,7 +127,7 @@ def selftest_command(
     import json
 
     from wsipipe.mil.registry import list_aggregators
-    from wsipipe.mil.selftest import TESTS, selftest
+    from wsipipe.mil.assumption import TESTS, selftest
 
     results = selftest(aggregator or list_aggregators(), epochs=epochs, bags=bags, seed=seed)
     if as_json:

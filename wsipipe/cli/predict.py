@@ -41,7 +41,7 @@ def command(
     quiet_threads()
     import json
 
-    from wsipipe.mil.predict import predict
+    from wsipipe.mil.prediction import predict
 
     result = predict(
         model,

@@ -21,9 +21,9 @@ _PUBLIC = {
     "find_bags": "wsipipe.mil.bags",
     "read_bag": "wsipipe.mil.bags",
     "train": "wsipipe.mil.crossval",
-    "predict": "wsipipe.mil.predict",
-    "load_ensemble": "wsipipe.mil.predict",
-    "selftest": "wsipipe.mil.selftest",
+    "predict": "wsipipe.mil.prediction",
+    "load_ensemble": "wsipipe.mil.prediction",
+    "selftest": "wsipipe.mil.assumption",
 }
 
 __all__ = list(_PUBLIC)
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
     from wsipipe.mil.base import MILOutput as MILOutput
     from wsipipe.mil.crossval import train as train
     from wsipipe.mil.importers import import_checkpoint as import_checkpoint
-    from wsipipe.mil.predict import load_ensemble as load_ensemble
-    from wsipipe.mil.predict import predict as predict
+    from wsipipe.mil.prediction import load_ensemble as load_ensemble
+    from wsipipe.mil.prediction import predict as predict
     from wsipipe.mil.registry import create_aggregator as create_aggregator
     from wsipipe.mil.registry import list_aggregators as list_aggregators
-    from wsipipe.mil.selftest import selftest as selftest
+    from wsipipe.mil.assumption import selftest as selftest
 
 
 def __getattr__(name: str) -> Any:
-    # Never cached in globals(): `predict` and `selftest` are also names of submodules, and the
-    # import system binds those here the moment they are loaded.
     if name not in _PUBLIC:
         raise AttributeError(f"module 'wsipipe.mil' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
