@@ -126,8 +126,8 @@ def selftest_command(
     quiet_threads()
     import json
 
-    from wsipipe.mil.registry import list_aggregators
     from wsipipe.mil.assumption import TESTS, selftest
+    from wsipipe.mil.registry import list_aggregators
 
     results = selftest(aggregator or list_aggregators(), epochs=epochs, bags=bags, seed=seed)
     if as_json:

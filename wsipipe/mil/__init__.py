@@ -29,6 +29,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 if TYPE_CHECKING:
+    from wsipipe.mil.assumption import selftest as selftest
     from wsipipe.mil.bags import Bag as Bag
     from wsipipe.mil.bags import find_bags as find_bags
     from wsipipe.mil.bags import read_bag as read_bag
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from wsipipe.mil.prediction import predict as predict
     from wsipipe.mil.registry import create_aggregator as create_aggregator
     from wsipipe.mil.registry import list_aggregators as list_aggregators
-    from wsipipe.mil.assumption import selftest as selftest
 
 
 def __getattr__(name: str) -> Any:
