@@ -1,0 +1,54 @@
+"""A slide that takes its process down costs itself, not the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import wsipipe as wp
+from wsipipe.pipeline.crash import crashes
+from wsipipe.store import Records
+
+Make = Callable[..., Any]
+
+
+def record_crash(out: Path, slide_id: str, path: Path, pid: int, *, trace: bool = True) -> None:
+    """What a process leaves that died with the slide in hand."""
+    records = Records(out)
+    record = records.begin(slide_id, path, ["mean"])
+    file = records.path_of(slide_id)
+    content = json.loads(file.read_text())
+    content["attempts"][-1].update(pid=pid, start="0")
+    file.write_text(json.dumps(content))
+    assert record.attempts
+    if trace:
+        host = content["attempts"][-1]["host"]
+        (out / "events").mkdir(exist_ok=True)
+        (out / "events" / f"{host}-{pid}.crash").write_text("Fatal Python error: Segmentation")
+
+
+def test_a_slide_that_crashed_twice_is_left_out_with_a_reason(
+    slides: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    encoder, out = make_encoder(), tmp_path / "out"
+    record_crash(out, "s1", slides / "s1.svs", 999_999_001)
+    record_crash(out, "s1", slides / "s1.svs", 999_999_002)
+    record_crash(out, "s2", slides / "s2.svs", 999_999_002)
+    assert crashes(out, Records(out).read("s1")) == 2
+    assert crashes(out, Records(out).read("s2")) == 1
+    result = wp.extract(slides, encoder=encoder, out=out)
+    assert result.done == ("s0", "s2")
+    assert result.failed == ("s1",)
+    assert "crashed its process 2 times" in result.reasons["s1"]
+    assert "attempts/" in result.reasons["s1"]
+
+
+def test_kills_from_outside_are_held_against_no_slide(
+    slides: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    out = tmp_path / "out"
+    for pid in range(999_999_001, 999_999_006):
+        record_crash(out, "s1", slides / "s1.svs", pid, trace=False)
+    assert wp.extract(slides, encoder=make_encoder(), out=out).done == ("s0", "s1", "s2")
