@@ -16,6 +16,7 @@ from wsipipe.embed.tiles import plan_jobs
 from wsipipe.embed.work import View
 from wsipipe.errors import ReadError, TissueError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
+from wsipipe.pipeline.retry import patiently
 from wsipipe.pipeline.rows import RowSink
 from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
 from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
@@ -132,7 +133,9 @@ class SlideTask:
         if self.run.stage is not None:
             path = self._step("stage", lambda: self._fetch(self.path))
         mpp = override_mpp(settings, self.plan.entry)
-        slide = self._step("open", lambda: open_slide(path, mpp=mpp, icc=settings.icc))
+        slide = self._step(
+            "open", lambda: patiently(lambda: open_slide(path, mpp=mpp, icc=settings.icc))
+        )
         self._slide = slide
         assert self.record is not None
         self.record.width, self.record.height = slide.dimensions
