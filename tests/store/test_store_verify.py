@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsipipe.errors import SlideError
-from wsipipe.store import FeatureFile, Records, SlideResult, write_features
+from wsipipe.store import FeatureFile, Records, SlideResult, write_features, write_tables
 from wsipipe.store._owner import Owner
 from wsipipe.store.verify import verify_run
 from wsipipe.store.verify_file import verify_features
@@ -119,6 +119,12 @@ def test_a_file_that_was_lost_is_damage_one_never_made_is_not(tmp_path: Path) ->
     assert not verify_run(tmp_path).damaged
     records.finish(record, [SlideResult(encoder="texture", status="done")])
     assert "not there" in verify_run(tmp_path).findings[0].problem
+    (tmp_path / "attempts" / "a.json").unlink()
+    assert not verify_run(tmp_path).damaged
+    write_tables(tmp_path)
+    text = (tmp_path / "slides.csv").read_text()
+    (tmp_path / "slides.csv").write_text(text + "b,b.svs,texture,done,,,,,,,,,,\n")
+    assert "slides.csv calls it done" in verify_run(tmp_path).findings[0].problem
 
 
 def test_mixed_precision_and_leftovers_are_notes(tmp_path: Path, sound: FeatureFile) -> None:

@@ -21,7 +21,7 @@ from wsipipe.store.features import Features, read_features
 from wsipipe.store.partial import find_partials
 from wsipipe.store.publish import find_temporaries
 from wsipipe.store.records import Records, read_record
-from wsipipe.store.tables import feature_files
+from wsipipe.store.tables import feature_files, read_slides_csv
 from wsipipe.store.verify_file import verify_features
 from wsipipe.types import FloatArray, Rows
 
@@ -133,15 +133,24 @@ def _mixtures(folders: Mapping[str, Mapping[str, Mapping[Any, int]]]) -> Iterato
 
 
 def _lost_files(out: Path, files: Mapping[tuple[str, str], Path]) -> Iterator[Finding]:
+    """Files that a record or `slides.csv` calls done and that are not there."""
+    claims: dict[tuple[str, str], str] = {
+        (row.encoder, row.slide_id): "slides.csv"
+        for row in read_slides_csv(out / "slides.csv")
+        if row.status in ("done", "empty")
+    }
     for record in Records(out).all():
         for encoder, made in record.results.items():
-            if made.status in ("done", "empty") and (encoder, record.slide_id) not in files:
-                yield Finding(
-                    "damage",
-                    f"features/{encoder}/{record.slide_id}.h5",
-                    "recorded as done, but the file is not there",
-                    "Run the same extract again.",
-                )
+            if made.status in ("done", "empty"):
+                claims[encoder, record.slide_id] = f"attempts/{record.slide_id}.json"
+    for (encoder, slide_id), source in sorted(claims.items()):
+        if (encoder, slide_id) not in files:
+            yield Finding(
+                "damage",
+                f"features/{encoder}/{slide_id}.h5",
+                f"{source} calls it done, but the file is not there",
+                "Run the same extract again.",
+            )
 
 
 def _side_files(out: Path) -> Iterator[Finding]:
