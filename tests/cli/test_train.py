@@ -112,14 +112,16 @@ def test_mil_list_names_every_aggregator(capsys):
 
 
 def test_selftest_tells_a_causal_model_from_one_that_learns_the_poison(capsys):
-    assert _run("mil", "selftest", "--aggregator", "abmil", "--bags", 60, "--epochs", 5,
-                "--json") == 0  # fmt: skip
+    assert _run("mil", "selftest", "--aggregator", "abmil", "--aggregator", "max", "--bags", 60,
+                "--epochs", 6, "--json") == 0  # fmt: skip
     rows = json.loads(capsys.readouterr().out)
     assert {r["test"] for r in rows} == {"single-concept", "multi-concept", "false-frequency"}
-    single = next(r for r in rows if r["test"] == "single-concept")
-    # Attention over all tiles sees the poison in negative bags and takes it for "negative".
-    assert single["train_auc"] > 0.9
-    assert single["test_auc"] < 0.5
+    single = {r["aggregator"]: r for r in rows if r["test"] == "single-concept"}
+    assert min(r["train_auc"] for r in single.values()) > 0.9
+    # The mean over tiles sees the poison in negative bags and takes it for "negative"; a maximum
+    # of one score cannot be lowered by anything.
+    assert single["abmil"]["test_auc"] < 0.5
+    assert single["max"]["verdict"] == "pass"
 
 
 @pytest.mark.parametrize("command", ["train", "predict", "heatmap", "mil"])

@@ -1,6 +1,8 @@
 """Algorithmic unit tests of the MIL assumption (Raff and Holt, NeurIPS 2023; arXiv:2310.17867).
 
-A bag is positive because of what is in it, never because of what is missing. Each test hides a
+A bag is positive because of what is in it, never because of what is missing. Models have one
+output, the evidence for "positive": with one for each class even a maximum over tiles can learn
+what makes a bag negative. Each test hides a
 shortcut ("poison") in the negative training bags and in the positive test bags. A model that says
 "negative, because of the poison" falls below AUC 0.5; one that looks for positive evidence keeps
 its AUC.
@@ -148,22 +150,23 @@ def _fit(
 ) -> Any:
     outside = torch.get_rng_state()
     torch.manual_seed(seed)
-    model: Any = create_aggregator(name, in_dim=DIM, n_classes=2).train()
+    model: Any = create_aggregator(name, in_dim=DIM, n_classes=1).train()
     if hasattr(model, "fit_prototypes"):
         model.fit_prototypes(torch.from_numpy(np.concatenate(x)), seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=1e-3)
     rng = np.random.default_rng(seed)
-    labels = torch.from_numpy(y.astype(np.int64))
+    labels = torch.from_numpy(y.astype(np.float32))
+    loss_of = torch.nn.functional.binary_cross_entropy_with_logits
     for _ in range(epochs):
         for rows in np.array_split(rng.permutation(len(x)), max(1, len(x) // 8)):
             packed, bags = pack([torch.from_numpy(x[i]) for i in rows])
             out = model.forward_packed(packed, bags)
             truth = labels[torch.from_numpy(rows)]
-            loss = model.bag_weight * torch.nn.functional.cross_entropy(out.logits, truth)
+            loss = model.bag_weight * loss_of(out.logits[:, 0], truth)
             for deep in out.deep:
-                term = torch.nn.functional.cross_entropy(deep.logits, truth[deep.bag])
-                loss = loss + deep.weight * term
-            extra = model.instance_loss(out, truth, bags)
+                loss = loss + deep.weight * loss_of(deep.logits[:, 0], truth[deep.bag])
+            # The one class is "positive": its tiles are found in positive bags only.
+            extra = model.instance_loss(out, truth.long() - 1, bags)
             for more in (extra, out.penalty):
                 loss = loss if more is None else loss + more
             optimizer.zero_grad()
@@ -176,4 +179,4 @@ def _fit(
 @torch.no_grad()
 def _auc(model: Any, x: list[NDArray[np.float32]], y: NDArray[np.bool_]) -> float:
     logits = model.forward_bags([torch.from_numpy(b) for b in x]).logits.double().numpy()
-    return float(auroc(logits[:, 1] - logits[:, 0], y, np.ones((1, len(y))))[0])
+    return float(auroc(logits[:, 0], y, np.ones((1, len(y))))[0])

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsipipe.mil.packing import rows_tensor
+from wsipipe.mil.standardise import standardised
 
 if TYPE_CHECKING:
     from wsipipe.mil.ensemble import FoldModel
@@ -33,7 +34,7 @@ def contributions(fold: FoldModel, bag: Any, target: int = 0) -> NDArray[np.floa
         device = member.device
         x = rows_tensor(bag[: len(bag)], device).float()
         if norm is not None:
-            x = (x - norm[0]) / norm[1]
+            x = standardised(x, norm)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             got = member.forward_bags([x])

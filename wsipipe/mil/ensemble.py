@@ -20,6 +20,7 @@ from wsipipe.mil.base import Aggregator
 from wsipipe.mil.calibration import target_outputs
 from wsipipe.mil.packing import rows_tensor
 from wsipipe.mil.registry import create_aggregator
+from wsipipe.mil.standardise import standardised
 
 __all__ = ["Ensemble", "FoldModel", "load_fold", "name_digest", "save_fold"]
 
@@ -90,9 +91,7 @@ class _Normalised:
         return len(self._bag)
 
     def __getitem__(self, key: Any) -> Tensor:
-        mean, std = self._norm
-        x = rows_tensor(self._bag[key], mean.device).float()
-        return (x - mean) / std
+        return standardised(rows_tensor(self._bag[key], self._norm[0].device), self._norm)
 
 
 def save_fold(folder: Path, model: FoldModel) -> None:

@@ -24,6 +24,7 @@ from wsipipe.mil.base import Aggregator
 from wsipipe.mil.losses import Criterion, total_loss
 from wsipipe.mil.packing import pack
 from wsipipe.mil.settings import TrainSettings
+from wsipipe.mil.standardise import standardised
 
 __all__ = ["BagSet", "Run", "fit_runs", "predict_logits"]
 
@@ -121,7 +122,7 @@ class Run:
         """Features as the model takes them."""
         if self.norm is None:
             return x
-        return (x.float() - self.norm[0]) / self.norm[1]
+        return standardised(x, self.norm)
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on: tensors and plain values only."""

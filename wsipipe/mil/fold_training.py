@@ -24,6 +24,7 @@ from wsipipe.mil.losses import Criterion, fit_criterion
 from wsipipe.mil.registry import create_aggregator
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.splits import Fold, inner_splits, splits_digest, strata
+from wsipipe.mil.standardise import standardised
 
 if TYPE_CHECKING:
     from wsipipe.mil.crossval import Plan
@@ -233,7 +234,7 @@ class FoldTrainer:
         rng = np.random.default_rng(seed)
         share = max(1, 20000 // max(1, len(own)))
         tiles = torch.cat([self.bags.draw(int(b), share, rng).float() for b in own])
-        return tiles if norm is None else (tiles - norm[0].cpu()) / norm[1].cpu()
+        return tiles if norm is None else standardised(tiles, (norm[0].cpu(), norm[1].cpu()))
 
     def _train_group(
         self, group: Sequence[int], y: NDArray[np.float64], *, save: bool = True
