@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import re
 
 import pytest
 import torch
@@ -52,12 +52,15 @@ PAPERS = {
 }
 
 
-@functools.cache
-def _sizes(arch_json: str) -> tuple[int, int]:
-    """(patch or 0, parameters) of an architecture, built without memory."""
+def _patch(arch: Arch) -> int:
+    """Edge of a patch, as the architecture's name or its arguments say it; 0 = not a ViT."""
+    named = re.search(r"patch(\d+)", arch.timm)
+    return int(arch.args.get("patch_size", named.group(1) if named else 0))
+
+
+def _parameters(arch: Arch) -> int:
     with torch.device("meta"):
-        backbone = build_backbone(Arch.model_validate_json(arch_json))
-    return backbone.patch, sum(p.numel() for p in backbone.parameters())
+        return sum(p.numel() for p in build_backbone(arch).parameters())
 
 
 def test_every_seed_model_and_technique_has_a_recipe() -> None:
@@ -71,19 +74,31 @@ def test_recipe_loads_and_its_crops_are_whole_patches(name: str, scale: str) -> 
     assert recipe.name == name
     assert recipe.exact
     assert recipe.deviations
-    own_patch, parameters = _sizes(recipe.arch.model_dump_json())
-    if own_patch:
-        for patch in recipe.arch.patch_sizes or (own_patch,):
-            assert recipe.views.global_.px % patch == 0
-            assert not recipe.views.local.n or recipe.views.local.px % patch == 0
-    if scale == "smoke":
-        assert parameters < 3e6
+    for patch in recipe.arch.patch_sizes or (_patch(recipe.arch) or 1,):
+        assert recipe.views.global_.px % patch == 0
+        assert not recipe.views.local.n or recipe.views.local.px % patch == 0
+
+
+def test_smoke_scale_is_small() -> None:
+    archs = {load_recipe(n, "smoke").arch.model_dump_json() for n in list_recipes()}
+    for arch in archs:
+        assert _parameters(Arch.model_validate_json(arch)) < 3e6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_networks_of_all_scales_can_be_built(name: str, scale: str) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(load_recipe(name, scale).arch)
+    assert backbone.patch == (_patch(load_recipe(name, scale).arch) if backbone.is_vit else 0)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_MILLIONS)
 def test_paper_scale_has_the_published_number_of_parameters(name: str) -> None:
-    _, parameters = _sizes(load_recipe(name, "paper").arch.model_dump_json())
-    assert parameters / 1e6 == pytest.approx(PUBLISHED_MILLIONS[name], abs=0.6)
+    assert _parameters(load_recipe(name, "paper").arch) / 1e6 == pytest.approx(
+        PUBLISHED_MILLIONS[name], abs=0.6
+    )
 
 
 @pytest.mark.parametrize("name", PAPERS)
