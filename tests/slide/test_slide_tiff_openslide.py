@@ -138,6 +138,49 @@ def test_aperio_jpeg2000(tmp_path, number):
     compare(path, mean=1, most=0 if number == 33005 else 2)
 
 
+def philips(spacings):
+    """The XML by which OpenSlide knows a Philips file, cut to what it reads."""
+    levels = "".join(
+        f'<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" '
+        f'Group="0x0028" Element="0x0030" PMSVR="IDoubleArray">&quot;{mm}&quot; &quot;{mm}&quot;'
+        f'</Attribute><Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_NUMBER" Group="0x1001" '
+        f'Element="0x8B02" PMSVR="IUInt16">{number}</Attribute></DataObject>'
+        for number, mm in enumerate(spacings)
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport"><Attribute '
+        'Name="DICOM_MANUFACTURER" Group="0x0008" Element="0x0070" PMSVR="IString">PHILIPS'
+        '</Attribute><Attribute Name="PIM_DP_SCANNED_IMAGES" Group="0x301D" Element="0x1003" '
+        'PMSVR="IDataObjectArray"><Array><DataObject ObjectType="DPScannedImage"><Attribute '
+        'Name="PIM_DP_IMAGE_TYPE" Group="0x301D" Element="0x1004" PMSVR="IString">WSI</Attribute>'
+        '<Attribute Name="PIIM_PIXEL_DATA_REPRESENTATION_SEQUENCE" Group="0x1001" '
+        f'Element="0x8B01" PMSVR="IDataObjectArray"><Array>{levels}</Array></Attribute>'
+        "</DataObject></Array></Attribute></DataObject>"
+    )
+
+
+def test_philips_levels_lose_their_padding(tmp_path):
+    image = tissue(1536, 1024)
+    path = tmp_path / "p.tiff"
+    options = {
+        "tile": (512, 512), "photometric": "ycbcr", "compression": "jpeg", "metadata": None,
+        "software": "Philips DP v1.0",
+    }  # fmt: skip
+    with tifffile.TiffWriter(path) as file:
+        file.write(image, description=philips(["0.00025", "0.0005", "0.001"]), **options)
+        for factor in (2, 4):
+            small = reduced(image, factor)
+            pad = ((0, -small.shape[0] % 512), (0, -small.shape[1] % 512), (0, 0))
+            level = {"description": f"level={factor // 2}", "subfiletype": 1}
+            file.write(np.pad(small, pad), **level, **options)
+    compare(path, mean=1, most=4)
+    with wp.open_slide(path) as slide:
+        assert slide.vendor == "philips"
+        assert [(level.width, level.height) for level in slide.levels] == [
+            (1536, 1024), (768, 512), (384, 256),
+        ]  # fmt: skip
+
+
 def test_bigtiff_and_generic_pyramid(tmp_path, image):
     compare(
         write_pyramid(

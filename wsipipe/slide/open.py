@@ -147,12 +147,32 @@ def _tiff(where: Path) -> _OwnReader:
     if vendor not in _DIRECT_FORMATS:
         if vendor != "hamamatsu":  # NDPI has its own 64-bit offsets in a 32-bit file
             check_whole(where)
+        if vendor == "philips":
+            return _philips(where)
         return _openslide(where, f"{vendor} files are read through OpenSlide")
     try:
         reader = TiffReader(where)
     except NotDirect as why:
         return _openslide(where, str(why))
 
+    return reader, "", _second_opinion(where)
+
+
+def _philips(where: Path) -> _OwnReader:
+    """Levels as OpenSlide makes them out, tiles by the direct reader."""
+    from wsipipe.slide.openslide_reader import OpenSlideReader
+    from wsipipe.slide.tiff_index import NotDirect
+    from wsipipe.slide.tiff_reader import TiffReader
+
+    other = OpenSlideReader(where)
+    try:
+        reader = TiffReader(where, other.info)
+    except NotDirect as why:
+        return other, str(why), None
+    except BaseException:
+        other.close()
+        raise
+    other.close()
     return reader, "", _second_opinion(where)
 
 

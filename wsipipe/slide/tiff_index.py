@@ -5,6 +5,7 @@ Pages that are no level (label, macro, thumbnail) are never decoded, nor are the
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ET
@@ -82,8 +83,14 @@ class TiffIndex:
     objective: str | None
 
 
-def index_tiff(path: str | Path, tiff: TiffFile) -> TiffIndex:
+def index_tiff(
+    path: str | Path, tiff: TiffFile, sizes: tuple[tuple[int, int], ...] | None = None
+) -> TiffIndex:
     """Find the levels.
+
+    Args:
+        sizes: (width, height) of the levels where the file's own are padded to whole tiles
+            (Philips), as another reader made them out.
 
     Raises:
         NotDirect: Another reader should try.
@@ -95,12 +102,16 @@ def index_tiff(path: str | Path, tiff: TiffFile) -> TiffIndex:
     first = tiff.ifds[0]
     description = tiff.text(first, _DESCRIPTION)
     vendor = _vendor(description)
+    if vendor == "philips" and sizes is None:
+        raise NotDirect("Philips TIFF pads its levels to whole tiles")
     ome = _ome_pixels(path, description) if vendor == "ome-tiff" else {}
     _check_pixels(path, tiff, first)
     pages = [first, *_smaller(path, tiff, first, vendor)]
     for page in pages[1:]:
         _check_pixels(path, tiff, page)
     levels = tuple(_level(path, tiff, page) for page in pages)
+    if sizes is not None:
+        levels = _cropped(levels, sizes)
     _check_order(path, levels)
     claims, objective = _claims(tiff, first, description, ome)
     profile = tiff.raw(first, _ICC)
@@ -138,8 +149,22 @@ def _vendor(description: str) -> str:
     if "<OME" in description[:2000] and description.rstrip().endswith("OME>"):
         return "ome-tiff"
     if "<DataObject" in description[:400] and "DPUfsImport" in description[:400]:
-        raise NotDirect("Philips TIFF pads its levels to whole tiles")
+        return "philips"
     return "generic-tiff"
+
+
+def _cropped(
+    levels: tuple[TiffLevel, ...], sizes: tuple[tuple[int, int], ...]
+) -> tuple[TiffLevel, ...]:
+    """Levels without their padding; the order of their blocks stays that of the padded image."""
+    if len(levels) != len(sizes):
+        raise NotDirect(f"{len(levels)} tiled images for {len(sizes)} levels")
+    cropped = []
+    for level, (width, height) in zip(levels, sizes, strict=True):
+        if not (width <= level.width and height <= level.height) or level.strips:
+            raise NotDirect("a level is larger than its tiles")
+        cropped.append(dataclasses.replace(level, width=width, height=height))
+    return tuple(cropped)
 
 
 def _check_pixels(path: str | Path, tiff: TiffFile, ifd: Ifd) -> None:
@@ -187,7 +212,7 @@ def _smaller(path: str | Path, tiff: TiffFile, first: Ifd, vendor: str) -> list[
     for page in tiff.ifds[1:]:
         subfile = tiff.integer(page, _SUBFILE, 0)
         page_tiled = _TILE_WIDTH in page.tags
-        if vendor == "aperio":
+        if vendor in ("aperio", "philips"):
             # Thumbnail, label and macro are written in strips.
             if page_tiled and subfile != 9:
                 found.append(page)
@@ -200,6 +225,8 @@ def _smaller(path: str | Path, tiff: TiffFile, first: Ifd, vendor: str) -> list[
                 "not one brightfield image",
                 "Export one brightfield image as 8-bit RGB.",
             )
+    if vendor == "philips":
+        return found
     return [page for page in found if _same_aspect(size, _size(tiff, page))]
 
 

@@ -6,6 +6,7 @@ them. The file is opened once; threads share the descriptor, because `pread` has
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,15 @@ __all__ = ["TiffReader", "check_whole"]
 
 
 class TiffReader(Reader):
-    """Reads tiled and stripped TIFF: Aperio SVS, generic pyramids, BigTIFF, OME-TIFF."""
+    """Reads tiled and stripped TIFF: Aperio SVS, generic pyramids, BigTIFF, OME-TIFF, Philips.
+
+    Args:
+        facts: What another reader knows about the slide, where the file's own tags mislead.
+    """
 
     name = "tiff"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, facts: ReaderInfo | None = None) -> None:
         self._path = path
         try:
             self._file = TiffFile(_source(path))
@@ -38,9 +43,12 @@ class TiffReader(Reader):
             raise SlideOpenError(path, f"cannot be read: {error.strerror or error}") from error
         try:
             check_extents(self._path, self._file)
-            index = index_tiff(self._path, self._file)
+            index = index_tiff(self._path, self._file, facts.level_sizes if facts else None)
             self._levels = index.levels
             self.info = _info(index)
+            if facts is not None:
+                blocks = self.info.block_sizes
+                self.info = dataclasses.replace(facts, block_sizes=blocks)
             check_sizes(self._path, self.info.level_sizes, self.info.block_sizes)
         except TiffError as error:
             self._file.close()
