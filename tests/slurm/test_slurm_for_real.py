@@ -178,6 +178,8 @@ def test_a_cancelled_run_holds_whole_files_only_and_goes_on(
     wait_until(lambda: len(worker_pids(out)) == 2, 120, "both tasks at work")
     subprocess.run(["scancel", job], check=True)
     wait_until(lambda: not in_queue(job), 120, "the array is cancelled")
+    time.sleep(10)
+    assert not in_queue(job)  # it does not put itself back
     assert not verify_run(out).damaged
     again = submit(slides, out)
     wait_until(lambda: not in_queue(again), 600, "the second array is through")

@@ -91,7 +91,11 @@ class Bed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "bin").mkdir()
-        (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n')
+        (folder / "bin" / "scontrol").write_text(
+            "#!/bin/sh\n"
+            'if [ "$1" = show ]; then echo "JobId=$3 JobState=${STATE:-RUNNING}"; exit; fi\n'
+            f'echo "$@" >> {folder}/scontrol\n'
+        )
         (folder / "bin" / "scontrol").chmod(0o755)
         (folder / "worker.py").write_text(WORKER)
         program = f"{sys.executable} {folder}/worker.py {folder}"
@@ -143,6 +147,14 @@ def test_a_signal_is_passed_on_and_a_drained_task_is_put_back(
     assert (bed.folder / "signal").read_text() == sent.name
     assert bed.requeued() == "requeue 5_2"
     assert not (bed.folder / "wsipipe-7").exists()
+
+
+def test_a_cancelled_task_is_not_put_back(bed: Bed) -> None:
+    process = bed.start(LONG="1", STATE="CANCELLED")
+    bed.wait_for("ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert bed.requeued() == ""
 
 
 def test_it_is_put_back_only_so_many_times(bed: Bed) -> None:
