@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 def command(
     more_slides: Annotated[
-        list[Path] | None, typer.Argument(metavar="[SLIDES]...", show_default=False)
+        list[Path] | None, typer.Argument(metavar="SLIDES", show_default=False)
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe to train; --list names them.")] = None,
     scale: Annotated[
@@ -90,6 +90,7 @@ def command(
         from wsipipe.pretrain.run import pretrain
 
         logging.basicConfig(level=logging.WARNING, format="wsipipe: %(message)s")
+        logging.getLogger("wsipipe.pretrain").setLevel(logging.INFO)
         result = pretrain(
             recipe,
             out=out,

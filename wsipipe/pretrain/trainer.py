@@ -213,7 +213,7 @@ class Trainer:
                     self._look(metrics, result)
                     signalled = self._signalled()
                 if check:
-                    result.health = self._monitor(metrics)
+                    result.health = self._monitor(metrics, result.losses[-1])
                 late = time.monotonic() - saved > self.recipe.monitor.minutes * 60
                 # A state under suspicion must not push out the last good one.
                 due = rank() == 0 and late and self.watch.alarm.bad == 0
@@ -355,12 +355,14 @@ class Trainer:
         """(N, D) float32 features of uint8 tiles by the encoder that would be exported."""
         return self.watch.features(tiles)
 
-    def _monitor(self, metrics: MetricsLog | None) -> dict[str, float]:
+    def _monitor(self, metrics: MetricsLog | None, loss: float) -> dict[str, float]:
         """Judge the encoder on the first process; all stop together."""
         values: dict[str, float] = {}
         verdict = None
         if rank() == 0:
             values, verdict = self.watch.check(self.step, self._entropy)
+            told = ", ".join(f"{k} {v:.3g}" for k, v in {"loss": loss, **values}.items())
+            log.info("step %d of %d: %s", self.step, self.recipe.optim.steps, told)
             if metrics is not None:
                 metrics.write(self.step - 1, {f"health/{k}": v for k, v in values.items()})
                 metrics.flush()
