@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from wsipipe.slide.resample import opencv
 from wsipipe.types import TileArray
 
 __all__ = ["CODECS", "WAVELET", "BlockFormat", "CodecError", "decode_block"]
@@ -142,12 +143,11 @@ def _jpeg2000(data: bytes, form: BlockFormat, out: TileArray) -> TileArray:
     _check_codestream(data, out)
     target = out[..., 0] if form.samples == 1 else out
     try:
-        decoded = imagecodecs.jpeg2k_decode(data, planar=False, out=target)
+        decoded = imagecodecs.jpeg2k_decode(data, planar=False, numthreads=1, out=target)
     except _ERRORS as error:
         raise CodecError(f"damaged JPEG 2000 data ({error})") from error
     if form.compression == APERIO_J2K_YCBCR and form.samples == 3:
-        import cv2
-
+        cv2 = opencv()
         # OpenCV's order is Y, Cr, Cb.
         swapped = np.ascontiguousarray(decoded[..., [0, 2, 1]])
         cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB, dst=out)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsipipe.types import TileArray
 
-__all__ = ["axis_span", "axis_weights", "is_whole", "resample", "resample_from"]
+__all__ = ["axis_span", "axis_weights", "is_whole", "opencv", "resample", "resample_from"]
 
 _Pair: TypeAlias = tuple[Fraction, Fraction]
 _Floats: TypeAlias = NDArray[np.float32]
@@ -167,16 +167,23 @@ def resample_from(
     return resample(source, (start[0] - x0, start[1] - y0), step, size)
 
 
-def _whole_steps(source: TileArray, size: tuple[int, int]) -> TileArray:
+@functools.cache
+def opencv() -> Any:
+    """OpenCV on one thread: tiles are read by threads of our own, one a core."""
     import cv2
 
+    cv2.setNumThreads(1)
+    return cv2
+
+
+def _whole_steps(source: TileArray, size: tuple[int, int]) -> TileArray:
+    cv2 = opencv()
     return np.asarray(cv2.resize(source, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _apply(source: TileArray, across: Any, down: Any) -> TileArray:
     """Sum over rows, transpose, sum over columns (interleaved channels), transpose back."""
-    import cv2
-
+    cv2 = opencv()
     height, width = source.shape[:2]
     values = _workspace("values", (height, width * 3))
     values[:] = source.reshape(height, width * 3)

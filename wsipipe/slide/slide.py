@@ -94,6 +94,9 @@ class Slide:
         self._mpp: MppResult = resolve_mpp(info.claims, mpp)
         self.mpp_source = self._mpp.source
         self.mpp_notes = self._mpp.notes
+        if self._mpp.xy is not None:
+            for axis, value in zip("xy", self._mpp.xy, strict=True):
+                self.properties[f"openslide.mpp-{axis}"] = repr(float(value))
         self._fingerprint: str | None = None
 
     # -- resolution -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from wsipipe.slide.resample import is_whole
+from wsipipe.slide.resample import is_whole, opencv
 from wsipipe.types import Level, Rgb, TileArray
 
 __all__ = ["ThumbnailImage", "reduce_level"]
@@ -123,8 +123,7 @@ def _reduce_cell(
         and across == size[0] * step[0]
         and height == size[1] * step[1]
     ):
-        import cv2
-
+        cv2 = opencv()
         return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     rows = down @ pixels.reshape(height, across * 3).astype(np.float32)
     weights = _part_weights(place[0], size[0], step[0], corner[0], corner[0] + across, width)

@@ -255,6 +255,10 @@ def _level(path: str | Path, tiff: TiffFile, ifd: Ifd) -> TiffLevel:
         strips = max(1, _STRIP_ROWS // rows)
         block_w, block_h = width, min(rows * strips, height)
         offsets, counts = tiff.ints(ifd, _STRIP_OFFSETS), tiff.ints(ifd, _STRIP_COUNTS)
+        if form.compression == codecs.NONE and planes == 1 and len(offsets) == len(counts) == 1:
+            # One uncompressed strip is any number of strips: nothing has to be read whole.
+            rows, strips, block_h = _STRIP_ROWS, 1, min(_STRIP_ROWS, height)
+            offsets, counts = _cut(int(offsets[0]), int(counts[0]), width * form.samples, height)
     if min(width, height, block_w, block_h) < 1:
         raise SlideOpenError(path, f"an image of {width} x {height} pixels in blocks of "
                                    f"{block_w} x {block_h}")  # fmt: skip
@@ -273,6 +277,16 @@ def _level(path: str | Path, tiff: TiffFile, ifd: Ifd) -> TiffLevel:
     return TiffLevel(
         width, height, block_w, block_h, columns, offsets, counts, form, planes, strips, rows
     )
+
+
+def _cut(
+    offset: int, count: int, row_bytes: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of strips of `_STRIP_ROWS` rows within one uncompressed strip."""
+    if offset <= 0 or count < row_bytes * height:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    tops = np.arange(0, height, _STRIP_ROWS, dtype=np.int64)
+    return offset + tops * row_bytes, np.minimum(_STRIP_ROWS, height - tops) * row_bytes
 
 
 def _format(tiff: TiffFile, ifd: Ifd) -> tuple[BlockFormat, int]:
