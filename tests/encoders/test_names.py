@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,24 @@ def test_every_card_pickles(recipe) -> None:
     import pickle
 
     assert pickle.loads(pickle.dumps(recipe.card)) == recipe.card
+
+
+def test_identity_needs_no_network_built(hub: Hub, tiles) -> None:
+    """The identity that a resumed run compares is that of the encoder that made the features."""
+    files, _ = timm_repo()
+    hub.add("someone/model", files)
+    from wsipipe.encoders import identify
+
+    made = create_encoder("hf-hub:someone/model").identity()
+    assert identify("hf-hub:someone/model") == made
+    program = (
+        "import sys; from wsipipe.encoders import identify, resolve;"
+        "sys.argv[1:] and identify('rudolfv', weights=sys.argv[1]); print('torch' in sys.modules)"
+    )
+    weights = hub.repos["someone/model"].files["model.safetensors"]
+    path = Path(os.environ["HF_HOME"]).parent / "own.safetensors"
+    path.write_bytes(weights)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -14,17 +14,17 @@ from wsipipe.encoders.registry import list_encoders, resolve
 if TYPE_CHECKING:
     from wsipipe.encoders.check import check_encoder as check_encoder
     from wsipipe.encoders.create import create_encoder as create_encoder
-    from wsipipe.encoders.create import identify as identify
     from wsipipe.encoders.encoder import Encoder as Encoder
     from wsipipe.encoders.encoder import PendingFeatures as PendingFeatures
+    from wsipipe.encoders.sourcing import identify as identify
 
-# name -> module; these load torch.
+# name -> module; all but `identify` load torch.
 _LAZY = {
     "Encoder": "encoder",
     "PendingFeatures": "encoder",
     "check_encoder": "check",
     "create_encoder": "create",
-    "identify": "create",
+    "identify": "sourcing",
 }
 
 __all__ = [

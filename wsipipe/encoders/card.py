@@ -29,7 +29,7 @@ Kind: TypeAlias = Literal["tile", "multimodal", "slide"]
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 Public: TypeAlias = Literal["yes", "gated", "none"]
-SpeedClass: TypeAlias = Literal["embedded", "fast", "medium", "slow", "giant"]
+SpeedClass: TypeAlias = Literal["embedded", "fast", "medium", "slow", "giant", "unknown"]
 Rgb01: TypeAlias = tuple[float, float, float]
 
 # Millions of parameters up to which a class reaches. A ViT-S/16 is fast, a ViT-B/16 medium, a
@@ -158,9 +158,9 @@ class EncoderCard:
     @property
     def speed(self) -> SpeedClass:
         """How heavy the network is, in one word."""
-        millions = (self.params or 0) / 1e6
-        if self.params is None and self.public == "none":
-            return "giant"
+        if self.params is None:
+            return "unknown"
+        millions = self.params / 1e6
         return next((word for limit, word in _SPEED_CLASSES if millions <= limit), "giant")
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from wsipipe.encoders.remap import to_network
 from wsipipe.encoders.sourcing import locate
 from wsipipe.errors import ConfigError, WeightsError
 
-__all__ = ["SEED", "create_encoder", "identify", "load_into", "parameters_sha256"]
+__all__ = ["SEED", "create_encoder", "load_into", "parameters_sha256"]
 
 # Of random weights (`?pretrained=false`), so that a trial can be repeated.
 SEED = 20_260_101
@@ -67,18 +66,6 @@ def create_encoder(
         revision=revision,
         definition=recipe.definition,
     )
-
-
-def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
-    """`Encoder.identity()` without building a network where there is a weights file to hash.
-
-    A run over finished slides needs only this.
-    """
-    recipe = find(name)
-    if weights is None and not recipe.loads:
-        return create_encoder(name, precision="fp32").identity()
-    located = locate(recipe, weights)
-    return recipe.card.identity(located.sha256, located.revision, recipe.definition)
 
 
 def pick_device(device: str | torch.device) -> torch.device:

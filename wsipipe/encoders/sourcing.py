@@ -1,12 +1,15 @@
-"""Where a recipe's weights lie: the user's file, a local folder, the cache, the hub. No torch."""
+"""Where a recipe's weights lie (the user's file, a local folder, the cache, the hub), and what they
+are. No torch."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from wsipipe import weights as store
 from wsipipe.encoders.card import EncoderCard
-from wsipipe.encoders.registry import Recipe
+from wsipipe.encoders.registry import Recipe, find
 
-__all__ = ["is_cached", "locate", "source_of"]
+__all__ = ["identify", "is_cached", "locate", "source_of"]
 
 
 def source_of(card: EncoderCard) -> store.Source:
@@ -43,3 +46,20 @@ def is_cached(recipe: Recipe) -> bool:
     if not recipe.loads or recipe.folder is not None:
         return True
     return store.cached(source_of(recipe.card)) is not None
+
+
+def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
+    """`Encoder.identity()`, without torch and without a network where there is a file to hash.
+
+    A run over finished slides needs only this. Weights are downloaded if they are not here.
+
+    Raises:
+        UnknownEncoderError, GatedEncoderError, WeightsError: As `create_encoder`.
+    """
+    recipe = find(name)
+    if weights is None and not recipe.loads:
+        from wsipipe.encoders.create import create_encoder
+
+        return create_encoder(name, precision="fp32").identity()
+    located = locate(recipe, weights)
+    return recipe.card.identity(located.sha256, located.revision, recipe.definition)
