@@ -252,6 +252,6 @@ class Monitor(Frozen):
     stop: bool = True
     std: float = 0.02
     rank: float = 3.0
-    entropy: float = 0.99
+    entropy: float = 0.998
     patience: int = 3
     grace: Share = 0.1
