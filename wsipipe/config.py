@@ -60,13 +60,14 @@ class ExtractSettings(_Settings):
         tissue: Name of a detector, "none", or a folder of GeoJSON masks.
         roi: GeoJSON file, or folder of them, to stay inside of; `roi_class` picks one class.
         slide_mpp: Level-0 resolution in µm per pixel, for all slides; wins over metadata.
-        device: "auto" or a torch device.
+        device: "auto" or a torch device; several, with commas, get a process each.
         precision: "auto" or how the model computes.
         batch_size: Tiles in one forward.
         workers: Threads that read and decode.
         dtype: Of the stored features.
         shard: This process's fixed share of the slides.
         join: Take slides by lease, so that several processes may share `out`.
+        executor: "local"; "ray" for a Ray cluster, or "ray://HOST[:PORT]" for that one.
         weights: A checkpoint of one's own for the (single) encoder.
         icc: "srgb" applies the slide's colour profile.
         stage: Local folder that slides are copied to before they are read.
@@ -98,6 +99,7 @@ class ExtractSettings(_Settings):
     dtype: Literal["float16", "float32"] = "float16"
     shard: Shard | None = None
     join: bool = False
+    executor: str = "local"
     weights: str | None = None
     icc: Literal["none", "srgb"] = "none"
     stage: Path | None = None
@@ -118,6 +120,13 @@ class ExtractSettings(_Settings):
     @classmethod
     def _shard_text(cls, value: Any) -> Any:
         return Shard.parse(value) if isinstance(value, str) else value
+
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, value: str) -> str:
+        if value not in ("local", "ray") and not value.startswith("ray://"):
+            raise ValueError("is neither local, nor ray, nor ray://HOST")
+        return value
 
     @field_validator("mpp", "slide_mpp")
     @classmethod
@@ -141,9 +150,16 @@ class ExtractSettings(_Settings):
             raise ValueError("weights is for one encoder, and several are given")
         if self.roi_class is not None and self.roi is None:
             raise ValueError("roi_class needs roi")
+        if not self.devices:
+            raise ValueError("device names none")
         if self.join and self.shard is not None:
             raise ValueError("join and shard exclude each other: a shard is a fixed share")
         return self
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices, one a process."""
+        return tuple(name.strip() for name in self.device.split(",") if name.strip())
 
     @classmethod
     def of(cls, **values: Any) -> ExtractSettings:

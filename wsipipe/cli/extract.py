@@ -91,7 +91,11 @@ def command(
         typer.Option(help="Only annotations of this class.", rich_help_panel=_TISSUE),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=_MACHINE)
+        str,
+        typer.Option(
+            help="auto, cpu, cuda:1; several, cuda:0,cuda:1, get a process each.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = "auto",
     precision: Annotated[
         str, typer.Option(help="auto, fp32, bf16, fp16.", rich_help_panel=_MACHINE)
@@ -132,6 +136,13 @@ def command(
             rich_help_panel=_RUN,
         ),
     ] = False,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="local; ray: one actor a device of a Ray cluster; ray://HOST[:PORT]: that one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "local",
     stage: Annotated[
         Path | None,
         typer.Option(
@@ -232,6 +243,7 @@ def command(
             deterministic=deterministic,
             shard=shard,
             join=join,
+            executor=executor,
             stage=stage,
             slide_timeout=slide_timeout,
             grace=grace,

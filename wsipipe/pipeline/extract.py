@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from wsipipe.tissue import roi_settings, tissue_settings
 from wsipipe.tissue.registry import licence_line as tissue_licence
 
 if TYPE_CHECKING:
-    from wsipipe.pipeline.running import RunState
+    pass
 
 __all__ = ["ExtractPlan", "extract", "plan_extract", "run_extract"]
 
@@ -121,6 +121,7 @@ def run_extract(
     plan = plan_extract(settings, inputs)
     from wsipipe.pipeline.running import RunState
     from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
+    from wsipipe.pipeline.workers import Crew
 
     make_folder(settings.out)
     remove_stale_temporaries(settings.out)
@@ -130,25 +131,50 @@ def run_extract(
     if (tissue_terms := tissue_licence(settings.tissue)) is not None:
         reporter.say(tissue_terms)
     reporter.planned(plan.slides)
-    state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter)
+    if settings.executor != "local":
+        return _run_elsewhere(plan, inputs, drain, reporter)
+    state: RunState | Crew
+    if len(settings.devices) > 1:
+        state = Crew(plan, _absolute(inputs), drain, reporter)
+    else:
+        state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter)
     try:
         state.run()
     finally:
         reporter.closed()
-        _write_tables(state, plan)
+        _write_tables(plan, state.facts())
     result = state.result(time.monotonic() - begun)
     if drain.requested and result.pending:
         raise Drained(str(drain.signal_name))
     return result
 
 
-def _write_tables(state: RunState, plan: ExtractPlan) -> None:
+def _run_elsewhere(
+    plan: ExtractPlan, inputs: Inputs, drain: Drain, reporter: Reporter
+) -> RunResult:
+    from wsipipe.pipeline.ray_executor import run_on_ray
+
+    try:
+        return run_on_ray(plan.settings, _absolute(inputs), plan, drain=drain, reporter=reporter)
+    finally:
+        reporter.closed()
+        _write_tables(plan, {})
+
+
+def _absolute(inputs: Inputs) -> list[str]:
+    """Paths as any process understands them; URLs as they are."""
+    texts = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    plain = [os.fspath(text) for text in texts]
+    return [text if "://" in text else str(Path(text).absolute()) for text in plain]
+
+
+def _write_tables(plan: ExtractPlan, facts: Mapping[str, Any]) -> None:
     settings = plan.settings
     write_run_yaml(
         settings.out,
         settings.model_dump(mode="json"),
         encoders=[_described(target) for target in plan.targets],
-        **state.facts(),
+        **facts,
     )
     expected = [(slide.entry.slide_id, slide.entry.path) for slide in plan.slides]
     write_tables(settings.out, expected, [target.folder for target in plan.targets])
