@@ -169,6 +169,33 @@ def test_brown_pale_blue_and_faint_tissue_is_found(
     assert iou(detect_tissue(slide_of(rgb)).mask, truth) > 0.9
 
 
+def fat(shape: tuple[int, int]) -> np.ndarray:
+    """Pale membranes, one pixel wide, around cells of 80 µm."""
+    rgb = glass(shape)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    rgb[(rows % 10 == 0) | (columns % 10 == 0)] = (238, 224, 232)
+    return rgb
+
+
+def test_fat_beside_stained_tissue_is_tissue(slide_of: SlideOf) -> None:
+    shape = (200, 300)
+    rgb = fat(shape)
+    rgb[:, 200:] = GLASS
+    solid = np.zeros(shape, bool)
+    solid[:, :80] = True
+    rgb[solid] = paint(solid)[solid]
+    found = detect_tissue(slide_of(rgb)).mask
+    assert found[10:-10, 85:190].mean() > 0.95
+    assert found[:, 210:].mean() < 0.01
+    without = detect_tissue(slide_of(rgb), strand_um=0).mask
+    assert without[10:-10, 85:190].mean() < 0.5
+
+
+def test_pale_strands_without_stained_tissue_stay_glass(slide_of: SlideOf) -> None:
+    found = detect_tissue(slide_of(fat((200, 200))), strand_um=48, min_tissue_mm2=0.01)
+    assert found.is_empty
+
+
 def test_tinted_glass_is_glass(slide_of: SlideOf) -> None:
     truth = disk((300, 300), 150, 150, 80)
     tinted = paint(truth).astype(float) * np.array([1.0, 0.97, 0.88])
@@ -255,8 +282,8 @@ def test_settings_hold_what_decides_the_mask() -> None:
     assert given["mpp"] == 4.0
     assert given != tissue_settings("auto")
     assert set(tissue_settings("auto")) == {
-        "method", "version", "mpp", "smooth_um", "close_um", "min_tissue_mm2", "min_hole_mm2",
-        "min_pen_mm2", "pen_width_um", "pen_halo_um", "pen",
+        "method", "version", "mpp", "smooth_um", "close_um", "strand_um", "min_tissue_mm2",
+        "min_hole_mm2", "min_pen_mm2", "pen_width_um", "pen_halo_um", "pen",
     }  # fmt: skip
 
 

@@ -30,6 +30,9 @@ _THRESHOLD = 25
 # The threshold falls by this much for each grey level of the background above the given one.
 _THRESHOLD_FALL = 1.5
 _EXPOSED_FROM = 250
+# Pale strands count from this share of the threshold on, if they hang together over this area.
+_STRAND_SHARE = 0.7
+_MIN_STRAND_MM2 = 0.002
 # Glass is at least this bright, at most this coloured (max - min of the channels), this flat, and
 # makes up this share of a picture that has glass at all.
 _GLASS_MIN_LEVEL = 160
@@ -93,9 +96,7 @@ def detect_tissue_rgb(
         found = _by_density(density, ink, min(background), scale, settings)
     else:
         found = simple.METHODS[method](rgb, scale, settings)
-    found = morphology.close(found, scale, settings.close_um)
-    found = morphology.fill_holes(found, scale, settings.min_hole_mm2)
-    found &= ~ink
+        found = _solid(found, ink, scale, settings)
     found = morphology.drop_specks(found, scale, settings.min_tissue_mm2)
     if method == "auto":
         found = _drop_unstained_parts(found, density, ink_too=settings.pen)
@@ -131,25 +132,55 @@ def _median(values: NDArray[np.uint8]) -> int:
     return int(np.searchsorted(counts, (len(values) + 1) // 2))
 
 
+def _solid(
+    found: BoolArray, ink: BoolArray, scale: Scale, settings: ClassicalSettings
+) -> BoolArray:
+    found = morphology.close(found, scale, settings.close_um)
+    return morphology.fill_holes(found, scale, settings.min_hole_mm2) & ~ink
+
+
 def _by_density(
     density: Density, ink: BoolArray, exposure: int, scale: Scale, settings: ClassicalSettings
 ) -> BoolArray:
     """Stain by evidence; `exposure` is the background's darkest channel."""
-    import cv2
-
     # Dust, folds of the coverslip, shadows and frames take all colours alike.
     grey = density.total > _GREY_MIN_TOTAL
     grey &= density.spread < density.total // _GREY_TOTAL_PER_SPREAD
     # A share of the mean helps the palest stains and the grey that brown and blue make together.
     evidence = (density.spread + density.total // 24).astype(np.uint16)
     evidence[grey | ink] = 0
-    if settings.smooth_um > 0:
-        # OpenCV's 16-bit Gaussian is fixed point: the same on every machine.
-        sigma = [max(_MIN_SIGMA_PX, settings.smooth_um / um) for um in (scale.x_um, scale.y_um)]
-        evidence = cv2.GaussianBlur(evidence, (0, 0), sigma[0], sigmaY=sigma[1])
-    overexposed = max(0, exposure - _EXPOSED_FROM)
-    found: BoolArray = evidence >= int(_THRESHOLD - _THRESHOLD_FALL * overexposed)
-    return found
+    falls = _THRESHOLD_FALL * max(0, exposure - _EXPOSED_FROM)
+    stained = _blurred(evidence, scale, settings.smooth_um) >= int(_THRESHOLD - falls)
+    found = _solid(stained, ink, scale, settings)
+    if settings.strand_um == 0:
+        return found
+    strands = _blurred(evidence, scale, 0) >= int((_THRESHOLD - falls) * _STRAND_SHARE)
+    # Only areas count, not the pale fringe of solid tissue.
+    solid = morphology.opening(found, scale, settings.strand_um)
+    areas = _joined(strands, scale, settings) & ~solid & ~ink
+    areas = morphology.opening(areas, scale, settings.strand_um)
+    if not areas.any():
+        return found
+    found = morphology.keep_parts_touching(found | areas, found)
+    return _solid(found, ink, scale, settings)
+
+
+def _joined(strands: BoolArray, scale: Scale, settings: ClassicalSettings) -> BoolArray:
+    """Areas that strands enclose. Fat is glass between membranes too thin to count by themselves.
+
+    Noise of the glass is as pale, and does not hang together.
+    """
+    strands = morphology.drop_specks(strands, scale, _MIN_STRAND_MM2)
+    return morphology.close(strands, scale, settings.strand_um)
+
+
+def _blurred(evidence: NDArray[np.uint16], scale: Scale, sigma_um: float) -> NDArray[np.uint16]:
+    """Smoothed by OpenCV's 16-bit Gaussian: fixed point, the same on every machine."""
+    import cv2
+
+    sigma = [max(_MIN_SIGMA_PX, sigma_um / um) for um in (scale.x_um, scale.y_um)]
+    blurred: NDArray[np.uint16] = cv2.GaussianBlur(evidence, (0, 0), sigma[0], sigmaY=sigma[1])
+    return blurred
 
 
 def _drop_unstained_parts(found: BoolArray, density: Density, *, ink_too: bool) -> BoolArray:

@@ -29,7 +29,7 @@ class Density:
     green: Plane
     blue: Plane
 
-    @cached_property
+    @property
     def low(self) -> Plane:
         """Smallest of the three."""
         return np.minimum(np.minimum(self.red, self.green), self.blue)

@@ -115,10 +115,6 @@ def red_ink(density: Density) -> Ink:
 
 def black_ink(density: Density) -> Ink:
     """Black, also over tissue."""
-    neutral = density.spread * 5 < density.low * 3
-    return Ink(
-        (density.low > 600) & neutral,
-        (density.low > 350) & neutral,
-        only_wide=True,
-        only_open=False,
-    )
+    low = density.low
+    neutral = density.spread * 5 < low * 3
+    return Ink((low > 600) & neutral, (low > 350) & neutral, only_wide=True, only_open=False)

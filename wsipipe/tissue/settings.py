@@ -25,6 +25,8 @@ class ClassicalSettings:
         mpp: Resolution of the thumbnail in µm per pixel; a slide that is coarser is taken as it is.
         smooth_um: Width (sigma) of the Gaussian that carries evidence over nuclei and gaps.
         close_um: Radius of the closing that joins what lies closer together than twice this.
+        strand_um: Pale strands (fat) closer together than twice this make an area of tissue, where
+            it touches stained tissue; 0 turns that off.
         min_tissue_mm2: Smaller specks are left out.
         min_hole_mm2: Smaller holes are filled (lumina, vessels, fat cells).
         min_pen_mm2: Smaller spots of ink colour are not taken for pen.
@@ -36,6 +38,7 @@ class ClassicalSettings:
     mpp: float = 8.0
     smooth_um: float = 8.0
     close_um: float = 24.0
+    strand_um: float = 48.0
     min_tissue_mm2: float = 0.01
     min_hole_mm2: float = 0.05
     min_pen_mm2: float = 0.005
