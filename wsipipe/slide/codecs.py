@@ -14,7 +14,7 @@ import numpy as np
 from wsipipe.slide.resample import opencv
 from wsipipe.types import TileArray
 
-__all__ = ["CODECS", "WAVELET", "BlockFormat", "CodecError", "decode_block"]
+__all__ = ["CODECS", "WAVELET", "BlockFormat", "CodecError", "CutBlock", "decode_block"]
 
 NONE, LZW, JPEG, DEFLATE, PACKBITS = 1, 5, 7, 8, 32773
 ADOBE_DEFLATE, ZSTD, JPEG2000 = 32946, 50000, 34712
@@ -35,6 +35,10 @@ _ERRORS: Final = (RuntimeError, ValueError, TypeError, MemoryError, OSError)
 
 class CodecError(ValueError):
     """A block cannot be decoded."""
+
+
+class CutBlock(CodecError):
+    """Data that end in zeros before their end: decoders make garbage of it and say nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ def _jpeg(data: bytes, form: BlockFormat, out: TileArray, least: tuple[int, int]
 
     # libjpeg fills a stream that ends too early with grey and calls it a warning.
     if data.rfind(b"\xff\xd9", max(0, len(data) - _TAIL_BYTES)) < 0:
+        if not any(data[-_TAIL_BYTES:]):
+            raise CutBlock("the JPEG data end in zeros")
         raise CodecError("the JPEG data end too early")
     if form.samples == 1:
         colour, wanted = None, "GRAYSCALE"

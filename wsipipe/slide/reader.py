@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from wsipipe.errors import SlideOpenError
+from wsipipe.errors import ReadError, SlideOpenError
 from wsipipe.types import Bounds, Rgb, TileArray
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_LEVELS",
     "MAX_LEVEL_SIDE",
     "WHITE",
+    "CutBlockError",
     "MppClaim",
     "Reader",
     "ReaderInfo",
@@ -76,6 +77,10 @@ class ReaderInfo:
     claims: tuple[MppClaim, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
     icc_profile: bytes | None = None
+
+
+class CutBlockError(ReadError):
+    """A block that other readers would decode too, to garbage: no second opinion is asked."""
 
 
 class Reader(ABC):

@@ -18,7 +18,7 @@ from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
-from wsipipe.slide.reader import Reader
+from wsipipe.slide.reader import CutBlockError, Reader
 from wsipipe.slide.resample import resample_from
 from wsipipe.slide.thumbnail import ThumbnailImage, reduce_level
 from wsipipe.types import Bounds, Level, Rgb, TileArray, exact
@@ -209,6 +209,8 @@ class Slide:
         """
         try:
             block = self._reader.read_block(level, col, row, out)
+        except CutBlockError:
+            raise
         except ReadError as first:
             block = self._read_block_again(level, col, row, first)
         if block is not None and self._recolour is not None:

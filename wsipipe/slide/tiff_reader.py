@@ -13,10 +13,10 @@ import numpy as np
 
 from wsipipe.errors import ReadError, SlideOpenError
 from wsipipe.slide import codecs
-from wsipipe.slide.codecs import BlockFormat, CodecError, decode_block
+from wsipipe.slide.codecs import BlockFormat, CodecError, CutBlock, decode_block
 from wsipipe.slide.files import is_url
 from wsipipe.slide.openslide_reader import composite
-from wsipipe.slide.reader import WHITE, Reader, ReaderInfo, check_sizes
+from wsipipe.slide.reader import WHITE, CutBlockError, Reader, ReaderInfo, check_sizes
 from wsipipe.slide.tiff_file import LocalSource, Source, TiffError, TiffFile
 from wsipipe.slide.tiff_index import TiffIndex, TiffLevel, check_extents, index_tiff
 from wsipipe.types import TileArray
@@ -74,7 +74,8 @@ class TiffReader(Reader):
                 return self._read_planes(image, piece, image.block_h)
             return self._read_piece(image, piece, image.block_h, out, inside)
         except (CodecError, TiffError, OSError) as error:
-            raise ReadError(self._path, f"level {level}, block ({col}, {row}): {error}") from error
+            kind = CutBlockError if isinstance(error, CutBlock) else ReadError
+            raise kind(self._path, f"level {level}, block ({col}, {row}): {error}") from error
 
     def _read_piece(
         self,
