@@ -16,7 +16,7 @@ import torch
 from hubserver import Hub, hub, safetensors_bytes  # noqa: F401  (hub is a fixture)
 
 from wsipipe import weights
-from wsipipe.errors import GatedEncoderError, WeightsError
+from wsipipe.errors import GatedEncoderError, OutputError, WeightsError
 
 STATE = {"a.weight": torch.arange(60_000, dtype=torch.float32).reshape(200, 300)}
 SOURCE = weights.Source(
@@ -257,3 +257,27 @@ def test_fit_lists_every_problem() -> None:
     assert "1 missing (bias)" in message
     assert "1 unexpected (gamma)" in message
     assert "weight is (2, 4), must be (2, 3)" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_cache_that_cannot_be_written_is_not_blamed_on_the_network(hub: Hub, monkeypatch, tmp_path):  # noqa: F811
+    publish(hub)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "locked"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        weights.fetch(SOURCE)
+
+
+def test_full_disk_is_not_blamed_on_the_network(hub: Hub, monkeypatch):  # noqa: F811
+    import errno
+
+    from wsipipe import _hub
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    publish(hub)
+    monkeypatch.setattr(_hub, "_resume", full)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        weights.fetch(SOURCE)
+    assert caught.value.exit_code == 4

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from wsipipe.errors import GatedEncoderError, WeightsError
+from wsipipe.errors import GatedEncoderError, OutputError, WeightsError
 from wsipipe.weights import Source, endpoint, file_sha256, hub_cache
 
 __all__ = ["download", "link", "refer"]
 
 _METADATA_TIMEOUT_S = 10.0
+# Of the disk, not of the network.
+_CACHE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM}
 
 
 def download(source: Source, folder: Path) -> Path:
@@ -130,7 +133,9 @@ def _lock(path: Path) -> Iterator[None]:
     """One download a file at a time, over processes; the lock dies with its process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        # Some network file systems have no locks: two may then download, and the checksum decides.
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
@@ -183,6 +188,12 @@ def _explain(source: Source, error: Exception) -> Exception:
         RevisionNotFoundError,
     )
 
+    if isinstance(error, OSError) and error.errno in _CACHE_ERRNOS:
+        return OutputError(
+            hub_cache(),
+            f"the cache of weights cannot be written ({error.strerror}).",
+            "Free space, or name another folder with HF_HUB_CACHE.",
+        )
     name = f"Encoder {source.name}"
     status = getattr(getattr(error, "response", None), "status_code", None)
     refused = isinstance(error, GatedRepoError | RepositoryNotFoundError) or status in (401, 403)

@@ -297,3 +297,38 @@ def test_identity_needs_no_network_built(hub: Hub, tiles) -> None:
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_timm_weights_come_through_the_hub(hub: Hub, tiles) -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224").eval()
+    data = safetensors_bytes(model.state_dict())
+    hub.add("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", {"model.safetensors": data})
+    encoder = create_encoder("timm:vit_tiny_patch16_224", precision="fp32")
+    assert (encoder.card.licence, encoder.card.commercial) == ("apache-2.0", True)
+    with torch.no_grad():
+        pixels = encoder.transform(torch.from_numpy(tiles))
+        expected = model.forward_features(pixels)[:, 0]
+    assert torch.allclose(encoder(tiles), expected, atol=1e-5)
+
+
+def test_dim_is_what_the_model_returns() -> None:
+    # 960 features, and a layer to 1,280 before the classifier.
+    assert resolve("timm:mobilenetv3_large_100?pretrained=false").dim == 1280
+
+
+def test_python_file_takes_weights(tmp_path, tiles) -> None:
+    path = tmp_path / "scaled.py"
+    path.write_text(
+        ENCODER_FILE.replace(
+            "    def forward(self, x):\n        return x.mean((2, 3))",
+            "    def __init__(self):\n        super().__init__()\n"
+            "        self.gain = torch.nn.Parameter(torch.ones(3))\n\n"
+            "    def forward(self, x):\n        return x.mean((2, 3)) * self.gain",
+        )
+    )
+    weights = tmp_path / "gain.safetensors"
+    weights.write_bytes(safetensors_bytes({"gain": torch.tensor([1.0, 2.0, 3.0])}))
+    plain, gained = create_encoder(str(path)), create_encoder(str(path), weights=str(weights))
+    assert torch.allclose(gained(tiles), plain(tiles) * torch.tensor([1.0, 2.0, 3.0]))

@@ -104,26 +104,29 @@ def load_into(recipe: Recipe, state: dict[str, Tensor]) -> nn.Module:
         WeightsError: Keys are missing, left over, or of another shape; all are listed.
     """
     card = recipe.card
+    if recipe.origin in ("file", "card") or recipe.origin.startswith("plugin"):
+        # Other people's `build` may do more than lay out layers: it runs as they wrote it.
+        network = build_seeded(recipe)
+        weights_module(network).load_state_dict(_ready(recipe, network, state), strict=True)
+        return network
     # Weights are assigned to a skeleton: no random initialisation, no second copy in memory.
     with torch.device("meta"):
         network = recipe.build(card)
-    target = weights_module(network)
-    ready = to_network(card, state, target)
-    weights_store.check_fit(card.name, target, ready)
-    ready = {
-        key: value.float() if value.is_floating_point() else value for key, value in ready.items()
-    }
-    if any(b.is_meta for n, b in network.named_buffers() if not _loaded(n, ready)):
+    ready = _ready(recipe, network, state)
+    weights_module(network).load_state_dict(ready, strict=True, assign=True)
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         # Buffers that are computed, not stored (index tables, masks), need a real construction.
         network = build_seeded(recipe)
         weights_module(network).load_state_dict(ready, strict=True)
-    else:
-        target.load_state_dict(ready, strict=True, assign=True)
     return network
 
 
-def _loaded(name: str, state: dict[str, Tensor]) -> bool:
-    return name in state or name.partition(".")[2] in state
+def _ready(recipe: Recipe, network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights under the network's names, in float32; refused if they do not fit."""
+    target = weights_module(network)
+    renamed = to_network(recipe.card, state, target)
+    weights_store.check_fit(recipe.card.name, target, renamed)
+    return {k: v.float() if v.is_floating_point() else v for k, v in renamed.items()}
 
 
 def weights_module(network: nn.Module) -> nn.Module:

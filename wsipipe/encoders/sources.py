@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["from_folder", "from_hub", "from_python_file", "from_timm"]
 
+# Licences, as repositories spell them, that allow commercial use without asking.
+_PERMISSIVE = {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause"}
+
 
 def from_timm(name: str) -> Recipe:
     """`timm:ARCH[.TAG][?pretrained=false]`.
@@ -200,9 +203,10 @@ def _card_from_timm(
     own: dict[str, Any] = dict(settings.get("wsipipe") or {})
     size = settings.get("fixed_input_size") or settings.get("input_size") or (3, 224, 224)
     edge = int(size[-1] if isinstance(size, list | tuple) else 224)
+    licence = str(settings.get("license") or own.get("licence") or "unknown")
     return EncoderCard(
         name=str(own.get("name", name)),
-        dim=int(own.get("dim", model.num_features)),
+        dim=int(own.get("dim") or _output_dim(model, edge)),
         tile_px=edge,
         mpp=own.get("mpp"),
         mean=_triple(settings.get("mean"), (0.485, 0.456, 0.406)),
@@ -215,9 +219,18 @@ def _card_from_timm(
         drops=("head.*", "fc.*", "classifier.*", "head_dist.*"),
         hub=hub,
         revision=revision,
-        licence=str(settings.get("license") or own.get("licence") or "unknown"),
+        licence=licence,
+        commercial=licence.lower() in _PERMISSIVE,
         params=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _output_dim(model: nn.Module, edge: int) -> int:
+    """Length of what the model returns; some have a layer between their features and the head."""
+    import torch
+
+    with torch.device("meta"):
+        return int(model.eval()(torch.empty(1, 3, edge, edge)).shape[-1])
 
 
 def _triple(value: Any, default: tuple[float, float, float]) -> tuple[float, float, float]:
