@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,44 @@ def test_s3(slide_path, image, monkeypatch):
             wp.open_slide("s3://cohort/none.svs")
     finally:
         moto.stop()
+
+
+@pytest.fixture
+def web(slide_path, monkeypatch):
+    """A web server on loopback that answers ranged requests."""
+    web = pytest.importorskip("aiohttp.web")
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    loop = asyncio.new_event_loop()
+    application = web.Application()
+    application.router.add_static("/", slide_path.parent)
+    runner = web.AppRunner(application)
+    loop.run_until_complete(runner.setup())
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    loop.run_until_complete(site.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/{slide_path.name}"
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_http(web, slide_path, image):
+    with wp.open_slide(web) as slide:
+        assert np.array_equal(slide.read(10, 20, 300, 200), image[20:220, 10:310])
+    assert fingerprint(web) == fingerprint(slide_path)
+    with pytest.raises(SlideOpenError, match="cannot be opened"):
+        wp.open_slide(web.replace("slide.svs", "none.svs"))
 
 
 def write_zarr(path, levels, *, axes="cyx", dtype=np.uint8, version=2):
