@@ -101,3 +101,42 @@ def test_the_real_jpeg2000_level_agrees_with_openslide(real_data):
         ours = slide.read_level(0, 0, 0, *slide.dimensions)
     theirs = np.asarray(handle.read_region((0, 0), 0, handle.dimensions))[..., :3]
     assert np.abs(ours.astype(int) - theirs).mean() <= 1
+
+
+def test_wsidicom_serves_what_the_others_refuse(dicom_series, monkeypatch):
+    pytest.importorskip("wsidicom", reason="the extra [dicom] is not installed")
+    from wsipipe.slide import dicom_reader
+    from wsipipe.slide import open as opening
+    from wsipipe.slide.dicom_index import NotDirectDicom
+
+    def refuse(*args):
+        raise NotDirectDicom("frames are split into fragments")
+
+    def refuse_too(where, reason):
+        raise SlideOpenError(where, "OpenSlide cannot open it")
+
+    monkeypatch.setattr(dicom_reader, "index_series", refuse)
+    monkeypatch.setattr(opening, "_openslide", refuse_too)
+    (dicom_series / "c.dcm").unlink()
+    with pytest.raises((SlideOpenError, wp.MissingExtraError)) as caught:
+        wp.open_slide(dicom_series)
+    # These minimal files lack what wsidicom asks for: it was asked, and its refusal is an error
+    # of the slide.
+    assert "wsidicom" in str(caught.value)
+
+
+def test_wsidicom_reads_level_0_of_the_real_series(real_data):
+    pytest.importorskip("wsidicom", reason="the extra [dicom] is not installed")
+    from wsipipe.slide.files import dicom_files
+    from wsipipe.slide.slide import Slide
+    from wsipipe.slide.wsidicom_reader import WsiDicomReader
+
+    folder = real_data / "slides" / "CMU-1-Small-Region_dicom"
+    with (
+        Slide(folder, WsiDicomReader(folder, dicom_files(folder))) as other,
+        wp.open_slide(folder) as slide,
+    ):
+        assert other.levels == slide.levels
+        assert other.mpp == slide.mpp
+        ours, theirs = (s.read(500, 700, 700, 600) for s in (slide, other))
+        assert np.abs(ours.astype(int) - theirs).mean() <= 1

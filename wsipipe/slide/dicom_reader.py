@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from wsipipe.errors import ReadError, SlideOpenError
-from wsipipe.slide.codecs import CodecError, decode_block
+from wsipipe.slide.codecs import CodecError, CutBlock, decode_block
 from wsipipe.slide.dicom_index import DicomLevel, index_series
 from wsipipe.slide.files import dicom_files
 from wsipipe.slide.mpp import claim, objective_claim
-from wsipipe.slide.reader import Reader, ReaderInfo, check_sizes
+from wsipipe.slide.reader import CutBlockError, Reader, ReaderInfo, check_sizes
 from wsipipe.types import TileArray
 
 __all__ = ["DicomReader"]
@@ -57,7 +57,8 @@ class DicomReader(Reader):
             )
             pixels = decode_block(data, image.form, size, out, inside)
         except (CodecError, OSError) as error:
-            raise ReadError(self._path, f"level {level}, frame ({col}, {row}): {error}") from error
+            kind = CutBlockError if isinstance(error, CutBlock) else ReadError
+            raise kind(self._path, f"level {level}, frame ({col}, {row}): {error}") from error
         if image.form.samples == 1:
             grey = pixels if image.form.photometric else 255 - pixels
             return np.repeat(grey, 3, axis=2)

@@ -203,5 +203,16 @@ def _dicom(where: Path) -> _OwnReader:
     try:
         reader = DicomReader(where)
     except NotDirectDicom as why:
-        return _openslide(where, str(why))
+        return _other_dicom(where, str(why))
     return reader, "", _second_opinion(where)
+
+
+def _other_dicom(where: Path, reason: str) -> _OwnReader:
+    """OpenSlide, and wsidicom where that refuses the series."""
+    from wsipipe.slide.wsidicom_reader import WsiDicomReader
+
+    try:
+        return _openslide(where, reason)
+    except SlideOpenError as error:
+        also = f"{reason}; OpenSlide: {error.reason}"
+    return WsiDicomReader(where, dicom_files(where) or [where]), also, None
