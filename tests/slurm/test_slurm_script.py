@@ -150,7 +150,7 @@ def test_a_signal_is_passed_on_and_a_drained_task_is_put_back(
 
 
 def test_a_cancelled_task_is_not_put_back(bed: Bed) -> None:
-    process = bed.start(LONG="1", STATE="CANCELLED")
+    process = bed.start(LONG="1", STATE="COMPLETING")  # as Slurm calls one that scancel ends
     bed.wait_for("ready")
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75

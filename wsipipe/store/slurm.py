@@ -5,8 +5,9 @@ What it has to get right, as seen on a real Slurm:
 - Python runs in the background: bash runs a trap only between commands or in `wait`.
 - The time limit announces itself to the batch shell alone (`--signal=B:USR1@...`), preemption by
   SIGTERM; both are passed on, and the task ends with 75 once it has drained.
-- `scontrol requeue` ends the script that calls it: it comes last, and only so many times. It also
-  brings back a job that `scancel` has ended by the same SIGTERM: the job's state tells them apart.
+- `scontrol requeue` ends the script that calls it: it comes last, and only so many times. It would
+  also bring back a job that `scancel` is ending; only a job that still counts as running is put
+  back (a preempted one, which Slurm puts back by itself, does not).
 - A worker that is killed (139, 137) is replaced on the spot; the slide that kills it twice is set
   aside by the run itself.
 """
@@ -137,12 +138,11 @@ def slurm_script(job: SlurmJob) -> str:
         "done",
         'restart="${SLURM_RESTART_COUNT:-0}"',
         'echo "task ${SLURM_ARRAY_TASK_ID:-0}: code $code, worker $attempt, restart $restart"',
-        "cancelled() {",
-        '  scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q JobState=CANCELLED',
-        "}",
-        f'if [ "$code" = 75 ] && [ "$restart" -lt {job.restarts} ] && ! cancelled; then',
+        'task="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        'running() { scontrol show job "$task" 2>/dev/null | grep -q JobState=RUNNING; }',
+        f'if [ "$code" = 75 ] && [ "$restart" -lt {job.restarts} ] && running; then',
         *(['  rm -rf "$stage"'] if job.stage else []),
-        '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"',
+        '  scontrol requeue "$task"',
         "fi",
         'exit "$code"',
     ]
