@@ -111,6 +111,7 @@ def test_mil_list_names_every_aggregator(capsys):
     assert {"abmil", "transmil", "clam-mb"} <= {r["name"] for r in rows}
 
 
+@pytest.mark.full
 def test_selftest_tells_a_causal_model_from_one_that_learns_the_poison(capsys):
     assert _run("mil", "selftest", "--aggregator", "abmil", "--aggregator", "max", "--bags", 60,
                 "--epochs", 6, "--json") == 0  # fmt: skip

@@ -12,7 +12,15 @@ import pytest
 from wsipipe.errors import ConfigError
 from wsipipe.mil.sites import site_preserved_folds
 from wsipipe.mil.split_files import read_splits, write_splits
-from wsipipe.mil.splits import Fold, check_folds, inner_splits, make_folds, splits_digest, strata
+from wsipipe.mil.splits import (
+    Fold,
+    check_folds,
+    inner_splits,
+    make_folds,
+    separate_draws,
+    splits_digest,
+    strata,
+)
 from wsipipe.mil.targets import Target
 
 LABEL = Target("label", "classification", ("label",), ("a", "b"))
@@ -63,6 +71,13 @@ def test_leaks_between_parts_are_errors():
         check_folds([Fold(0, 0, negatives[:20], negatives[20:])], PATIENTS, Y, LABEL)
     notes = check_folds([Fold(0, 0, PATIENTS[:33], PATIENTS[33:36])], PATIENTS, Y, LABEL)
     assert "lacks 'b'" in notes[0]
+
+
+def test_random_draws_that_overlap_become_repeats():
+    draws = [Fold(0, 0, ("a", "b"), ("c", "d")), Fold(0, 1, ("a", "c"), ("b", "d"))]
+    assert [(f.repeat, f.fold) for f in separate_draws(draws)] == [(0, 0), (1, 0)]
+    folds = make_folds(PATIENTS, Y, LABEL)
+    assert separate_draws(folds) == folds
 
 
 def test_inner_splits_stay_inside_and_cover():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -17,10 +18,11 @@ from wsipipe.mil.bags import find_bags
 from wsipipe.mil.bank import FeatureBank
 from wsipipe.mil.crossval import train
 from wsipipe.mil.ensemble import load_ensemble, load_fold
-from wsipipe.mil.fitting import BagSet, Run, fit_runs
+from wsipipe.mil.fitting import fit_runs
 from wsipipe.mil.losses import fit_criterion
 from wsipipe.mil.prediction import predict
 from wsipipe.mil.registry import create_aggregator
+from wsipipe.mil.runs import BagSet, Run
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.targets import Target
 
@@ -48,6 +50,23 @@ def _relabel(folder: Path, change) -> None:
         writer = csv.DictWriter(f, list(out[0]))
         writer.writeheader()
         writer.writerows(out)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    from conftest import make_cohort
+
+    folder = tmp_path_factory.mktemp("trained")
+    make_cohort(folder)
+    _train(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A cohort with a finished run in `out`, to be changed at will."""
+    shutil.copytree(trained_once, tmp_path / "t")
+    return tmp_path / "t"
 
 
 def test_a_run_writes_what_the_contract_says(cohort):
@@ -83,11 +102,11 @@ def test_a_run_writes_what_the_contract_says(cohort):
     assert page.count("data:image/png;base64,") == 6
 
 
-def test_pooled_figures_follow_from_the_predictions_file(cohort):
+def test_pooled_figures_follow_from_the_predictions_file(trained):
     from sklearn.metrics import roc_auc_score
 
-    said = _train(cohort).metrics["metrics"]
-    rows = _rows(cohort / "out" / "predictions.csv")
+    said = _train(trained).metrics["metrics"]
+    rows = _rows(trained / "out" / "predictions.csv")
     by_patient: dict[str, list[tuple[float, int, str]]] = {}
     for r in rows:
         by_patient.setdefault(r["patient_id"], []).append(
@@ -102,25 +121,26 @@ def test_pooled_figures_follow_from_the_predictions_file(cohort):
     assert said["auroc"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
 
 
-def test_the_labels_of_the_test_fold_change_nothing_in_its_model(cohort):
-    _train(cohort)
-    splits = _rows(cohort / "out" / "splits.csv")
+def test_the_labels_of_the_test_fold_change_nothing_in_its_model(trained):
+    splits = _rows(trained / "out" / "splits.csv")
     tested = {r["patient_id"] for r in splits if r["fold"] == "0" and r["part"] == "test"}
-    before = load_fold(cohort / "out" / "models" / "fold-0").info
-    (cohort / "splits.csv").write_text((cohort / "out" / "splits.csv").read_text())
+    before = load_fold(trained / "out" / "models" / "fold-0").info
+    (trained / "splits.csv").write_text((trained / "out" / "splits.csv").read_text())
 
     def flip(row):
         if row["patient_id"] in tested:
             row["label"] = str(1 - int(row["label"]))
         return row
 
-    _relabel(cohort, flip)
-    _train(cohort, "flipped", splits=cohort / "splits.csv")
-    after = load_fold(cohort / "flipped" / "models" / "fold-0").info
+    _relabel(trained, flip)
+    _train(trained, "flipped", splits=trained / "splits.csv")
+    after = load_fold(trained / "flipped" / "models" / "fold-0").info
     assert after["weights_sha256"] == before["weights_sha256"]
     assert after["calibration"] == before["calibration"]
-    other = load_fold(cohort / "flipped" / "models" / "fold-1").info
-    assert other["weights_sha256"] != load_fold(cohort / "out/models/fold-1").info["weights_sha256"]
+    other = load_fold(trained / "flipped" / "models" / "fold-1").info
+    assert (
+        other["weights_sha256"] != load_fold(trained / "out/models/fold-1").info["weights_sha256"]
+    )
 
 
 def test_standardising_uses_the_training_part_only(cohort):
@@ -141,21 +161,19 @@ def test_standardising_uses_the_training_part_only(cohort):
     assert mean.shape == (8,)
 
 
-def test_the_same_command_again_trains_nothing(cohort):
-    _train(cohort)
-    stamps = {p: p.stat().st_mtime_ns for p in cohort.glob("out/models/*/*")}
+def test_the_same_command_again_trains_nothing(trained):
+    stamps = {p: p.stat().st_mtime_ns for p in trained.glob("out/models/*/*")}
     heard: list[str] = []
-    again = _train(cohort, say=heard.append)
-    assert stamps == {p: p.stat().st_mtime_ns for p in cohort.glob("out/models/*/*")}
+    again = _train(trained, say=heard.append)
+    assert stamps == {p: p.stat().st_mtime_ns for p in trained.glob("out/models/*/*")}
     assert any("3 of 3 folds are finished" in h for h in heard)
     assert again.metrics["metrics"]["auroc"]["pooled"] is not None
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(cohort):
-    _train(cohort)
+def test_other_settings_in_the_same_folder_are_refused_by_name(trained):
     with pytest.raises(ConfigError, match="seed"):
-        _train(cohort, seed=1)
-    assert _train(cohort, seed=1, recompute=True).metrics["settings"]["seed"] == 1
+        _train(trained, seed=1)
+    assert _train(trained, seed=1, recompute=True).metrics["settings"]["seed"] == 1
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(cohort, monkeypatch):
@@ -476,53 +494,49 @@ def test_without_patients_each_slide_is_one_and_that_is_recorded(cohort):
 # -- prediction --------------------------------------------------------------------------------
 
 
-def test_predict_leaves_training_slides_to_the_fold_that_held_them_out(cohort):
-    _train(cohort)
-    result = predict(cohort / "out", cohort / "features", cohort / "p.csv")
-    cross = {r["slide_id"]: r["p_1"] for r in _rows(cohort / "out" / "predictions.csv")}
-    rows = _rows(cohort / "p.csv")
+def test_predict_leaves_training_slides_to_the_fold_that_held_them_out(trained):
+    result = predict(trained / "out", trained / "features", trained / "p.csv")
+    cross = {r["slide_id"]: r["p_1"] for r in _rows(trained / "out" / "predictions.csv")}
+    rows = _rows(trained / "p.csv")
     assert list(rows[0]) == ["slide_id", "y_pred", "p_0", "p_1", "disagreement", "tiles"]
     for row in rows:
         assert float(row["p_1"]) == pytest.approx(float(cross[row["slide_id"]]), abs=1e-5)
     assert len(result.seen) == 40
 
 
-def test_an_outside_cohort_is_judged_at_frozen_thresholds_and_must_be_outside(cohort, tmp_path):
+def test_an_outside_cohort_is_judged_at_frozen_thresholds_and_must_be_outside(trained, tmp_path):
     from conftest import make_cohort
 
-    _train(cohort)
     other = tmp_path / "other"
     other.mkdir()
     make_cohort(other, n=20, seed=9)
     with pytest.raises(ConfigError, match="took part in training"):
-        predict(cohort / "out", other / "features", labels=other / "labels.csv")
+        predict(trained / "out", other / "features", labels=other / "labels.csv")
     for path in (other / "features").glob("*.h5"):
         path.rename(path.with_name(f"x{path.name}"))
     _relabel(
         other, lambda r: {**r, "slide_id": "x" + r["slide_id"], "patient_id": "x" + r["patient_id"]}
     )
-    found = predict(cohort / "out", other / "features", labels=other / "labels.csv").metrics
-    cuts = [f.info["calibration"][0]["thresholds"] for f in load_ensemble(cohort / "out").folds]
+    found = predict(trained / "out", other / "features", labels=other / "labels.csv").metrics
+    cuts = [f.info["calibration"][0]["thresholds"] for f in load_ensemble(trained / "out").folds]
     assert all({"youden", "sensitivity_95"} == set(c) for c in cuts)
     assert found["label"]["auroc"]["pooled"] > 0.8
     assert "sensitivity_at_youden" in found["label"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("encoder", "phikon"), ("mpp", 0.25), ("tile_px", 512)])
-def test_predict_refuses_features_of_another_kind(cohort, key, value):
-    _train(cohort)
-    with h5py.File(cohort / "features" / "s03.h5", "r+") as h5:
+def test_predict_refuses_features_of_another_kind(trained, key, value):
+    with h5py.File(trained / "features" / "s03.h5", "r+") as h5:
         h5.attrs[key] = value
     with pytest.raises(ConfigError, match=rf"s03\.h5: {key} is"):
-        predict(cohort / "out", cohort / "features")
+        predict(trained / "out", trained / "features")
 
 
-def test_a_damaged_model_is_refused(cohort):
-    _train(cohort)
-    path = cohort / "out" / "models" / "fold-0" / "model.safetensors"
+def test_a_damaged_model_is_refused(trained):
+    path = trained / "out" / "models" / "fold-0" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"0000")
     with pytest.raises(CorruptFileError, match="are not those that"):
-        predict(cohort / "out", cohort / "features")
+        predict(trained / "out", trained / "features")
 
 
 def test_runs_are_compared_in_pairs_on_the_same_folds_only(cohort):

@@ -27,7 +27,7 @@ from wsipipe.mil.leaks import find_duplicates, refuse_duplicates, scan_label_col
 from wsipipe.mil.results import write_results
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.split_files import read_splits, splits_csv
-from wsipipe.mil.splits import Fold, check_folds, make_folds, splits_digest
+from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws, splits_digest
 from wsipipe.mil.targets import make_targets
 
 __all__ = ["Plan", "TrainResult", "train"]
@@ -136,6 +136,9 @@ def train(
     common = check_settings(cohort.files.values())
     laid = _lay_folds(cohort, folds, repeats, splits, monte_carlo, site_preserved, seed)
     notes = [*cohort.notes, *_about_files(cohort)]
+    untested = set(cohort.patient_list) - {p for f in laid for p in f.test}
+    if untested:
+        notes.append(f"{len(untested)} patient(s) are in no test part: no prediction for them.")
     notes += check_folds(
         laid,
         cohort.patient_list,
@@ -215,7 +218,7 @@ def _lay_folds(
     placed = {p for f in given for p in (*f.train, *f.val, *f.test)}
     if not placed:
         raise ConfigError(f"{splits}: none of its slides or patients is in the labels.")
-    return given
+    return separate_draws(given)
 
 
 def _about_files(cohort: Cohort) -> list[str]:

@@ -19,9 +19,10 @@ from wsipipe.mil.bank import FeatureBank
 from wsipipe.mil.base import Aggregator
 from wsipipe.mil.calibration import fit_calibration
 from wsipipe.mil.ensemble import FORMAT, VERSION, FoldModel, load_fold, name_digest, save_fold
-from wsipipe.mil.fitting import BagSet, Run, fit_runs, predict_logits, resolve_precision
+from wsipipe.mil.fitting import fit_runs, predict_logits, resolve_precision
 from wsipipe.mil.losses import Criterion, fit_criterion
 from wsipipe.mil.registry import create_aggregator
+from wsipipe.mil.runs import BagSet, Run
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.splits import Fold, inner_splits, splits_digest, strata
 from wsipipe.mil.standardise import standardised
@@ -35,6 +36,11 @@ _SAVE_EVERY_S = 60.0
 _SMALL_COHORT = 250
 # Weights, two moments and the best state of all runs that are trained together.
 _STATE_BYTES = 1 << 30
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
 
 
 class FoldTrainer:
@@ -353,9 +359,9 @@ class FoldTrainer:
             "repeat": fold.repeat,
             "fold": fold.fold,
             "settings": chosen.describe(),
-            "grid_losses": list(losses),
+            "grid_losses": [_finite(v) for v in losses],
             "best_epochs": [r.best_epoch + 1 for r in members],
-            "log": [r.log for r in members],
+            "log": [[{k: _finite(v) for k, v in e.items()} for e in r.log] for r in members],
             "test_digests": sorted(
                 name_digest(s)
                 for s, p in zip(plan.cohort.slide_ids, plan.cohort.patients, strict=True)

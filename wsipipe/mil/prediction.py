@@ -14,7 +14,7 @@ import torch
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.bags import find_bags
-from wsipipe.mil.bank import FeatureBank
+from wsipipe.mil.bank import FeatureBank, all_finite
 from wsipipe.mil.cohort import join_cohort, read_table
 from wsipipe.mil.ensemble import Ensemble, load_ensemble
 from wsipipe.mil.evaluation import OutOfFold, evaluate
@@ -87,7 +87,7 @@ def predict(
         if len(bag) == 0:
             skipped.append(slide_id)
             continue
-        if not np.isfinite(np.asarray(bag[: min(len(bag), 65536)], dtype=np.float32)).all():
+        if not all_finite(bag):
             raise ConfigError(f"{files[slide_id].path}: NaN in the features of readable tiles.")
         for t, target in enumerate(targets):
             with torch.no_grad():

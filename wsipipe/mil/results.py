@@ -124,7 +124,9 @@ def _collect(
 ) -> tuple[OutOfFold, list[tuple[int, int, int, NDArray[np.float64]]]]:
     """Out-of-fold outputs by patient (mean of the patient's bags), and by bag."""
     y = trainer.patient_y[:, t]
-    labelled = np.flatnonzero(~np.isnan(y[:, 0]))
+    tested = {p for k in trained for p in plan.folds[k].test}
+    judged = np.array([p in tested for p in trainer.patients])
+    labelled = np.flatnonzero(~np.isnan(y[:, 0]) & judged)
     place = {trainer.patients[i]: row for row, i in enumerate(labelled)}
     outputs: dict[int, NDArray[np.float64]] = {}
     fold_of: dict[int, NDArray[np.int64]] = {}

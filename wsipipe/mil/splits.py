@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError
 from wsipipe.mil.targets import Target
 
-__all__ = ["Fold", "check_folds", "inner_splits", "make_folds", "splits_digest", "strata"]
+__all__ = [
+    "Fold",
+    "check_folds",
+    "inner_splits",
+    "make_folds",
+    "separate_draws",
+    "splits_digest",
+    "strata",
+]
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,20 @@ def check_folds(
         if len(who) != len(set(who)):
             raise ConfigError(f"A patient is tested more than once in repeat {repeat}.")
     return notes
+
+
+def separate_draws(folds: Sequence[Fold]) -> list[Fold]:
+    """Given divisions that test a patient more than once in a repeat become repeats of their own.
+
+    CLAM's ten splits are random draws, not folds: pooling them would count patients several times.
+    """
+    tested: dict[int, set[str]] = {}
+    for fold in folds:
+        seen = tested.setdefault(fold.repeat, set())
+        if seen & set(fold.test):
+            return [Fold(i, 0, f.train, f.test, f.val) for i, f in enumerate(folds)]
+        seen |= set(fold.test)
+    return list(folds)
 
 
 def splits_digest(folds: Sequence[Fold]) -> str:
