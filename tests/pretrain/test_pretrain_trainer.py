@@ -247,6 +247,12 @@ def test_checkpoint_of_another_recipe_is_refused_naming_the_fields(tmp_path: Pat
         _train(tmp_path, optim__steps=2)
 
 
+def test_resuming_on_other_tiles_is_refused(tmp_path: Path) -> None:
+    _train(tmp_path, optim__steps=2)
+    with pytest.raises(ConfigError, match="other slides or tiles"):
+        _train(tmp_path, source=tile_source(24), optim__steps=2)
+
+
 def test_batches_that_processes_cannot_share_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import SlideError
 from wsipipe.slide import ReadPlan, Slide, SlideEntry, choose_level, open_slide
-from wsipipe.tissue import TissueMask, detect_tissue
+from wsipipe.tissue import TissueMask, detect_tissue, tissue_settings
 
 __all__ = ["OpenSlide", "SlidePool", "UsableSlide", "WantedMpp", "allowed_mpp"]
 
@@ -124,7 +126,9 @@ class SlidePool:
     def _find_tissue(self, slide: Slide, slide_id: str) -> TissueMask:
         path = None
         if self.cache is not None:
-            path = self.cache / f"{slide_id.replace('/', '__')}-{slide.fingerprint()[:12]}.npz"
+            settings = json.dumps(tissue_settings(self.tissue, slide_id=slide_id), sort_keys=True)
+            key = hashlib.sha256(f"{slide.fingerprint()} {settings}".encode()).hexdigest()[:16]
+            path = self.cache / f"{slide_id.replace('/', '__')}-{key}.npz"
             if path.is_file():
                 with np.load(path, allow_pickle=False) as stored:
                     mask = np.unpackbits(stored["bits"])[: int(np.prod(stored["shape"]))]

@@ -6,6 +6,7 @@ same losses as one that was not, and two processes show those of one with the jo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -148,12 +149,21 @@ class Trainer:
         if path is None:
             return False
         state = load_checkpoint(path, self.recipe, self.device)
+        if state["source"] != self._source_digest():
+            raise ConfigError(
+                f"{path} was trained on other slides or tiles than those given now.",
+                "Give the former ones, or another --out.",
+            )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.seen = Counter({int(k): int(v) for k, v in state["seen"].items()})
         self.watch.alarm.bad = int(state["alarm_bad"])
         return True
+
+    def _source_digest(self) -> str:
+        """Batches are a function of which slides there are, in which order."""
+        return hashlib.sha256("\n".join(self.source.names).encode()).hexdigest()
 
     def save(self) -> Path | None:
         """Write a checkpoint (the first process does; the others wait)."""
@@ -165,6 +175,7 @@ class Trainer:
                 {
                     "recipe": json.dumps(self.recipe.identity()),
                     "step": self.step,
+                    "source": self._source_digest(),
                     "seen": {str(k): v for k, v in self.seen.items()},
                     "alarm_bad": self.watch.alarm.bad,
                     "method": self.method.state_dict(),
