@@ -149,12 +149,14 @@ def _by_density(
     # A share of the mean helps the palest stains and the grey that brown and blue make together.
     evidence = (density.spread + density.total // 24).astype(np.uint16)
     evidence[grey | ink] = 0
+    del grey
     falls = _THRESHOLD_FALL * max(0, exposure - _EXPOSED_FROM)
     stained = _blurred(evidence, scale, settings.smooth_um) >= int(_THRESHOLD - falls)
+    strands = _blurred(evidence, scale, 0) >= int((_THRESHOLD - falls) * _STRAND_SHARE)
+    del evidence  # On the largest slides these arrays are most of the memory.
     found = _solid(stained, ink, scale, settings)
     if settings.strand_um == 0:
         return found
-    strands = _blurred(evidence, scale, 0) >= int((_THRESHOLD - falls) * _STRAND_SHARE)
     # Only areas count, not the pale fringe of solid tissue.
     solid = morphology.opening(found, scale, settings.strand_um)
     areas = _joined(strands, scale, settings) & ~solid & ~ink
