@@ -33,7 +33,10 @@ class WsiDicomReader(Reader):
         self._path = path
         # Its errors have no common base.
         own = (kind for kind in vars(errors).values() if isinstance(kind, type))
-        self._errors = (*(k for k in own if issubclass(k, Exception)), *_ERRORS)
+        self._errors: tuple[type[Exception], ...] = (
+            *(k for k in own if issubclass(k, Exception)),
+            *_ERRORS,
+        )
         try:
             self._slide = WsiDicom.open(list(files))
             levels = list(self._slide.levels)
