@@ -72,7 +72,7 @@ class EngineOptions:
     """
 
     threads: Threads
-    buffer_bytes: int = 512 << 20
+    buffer_bytes: int = 256 << 20
     read_timeout_s: float = 600.0
     grace_s: float = 30.0
     on_gpu: bool = False

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunContext", "SlideTask"]
 
-_JOB_BYTES = 32 << 20  # pixels in one read job
+_JOB_BYTES = 16 << 20  # pixels in one read job
 _PICTURE_PX = 1600  # longest edge of a thumbnail
 _PICTURE_MPP = 8.0  # its resolution where that gives at least half of those pixels
 PARTIAL_FOLDER = ".partial"

@@ -1,0 +1,98 @@
+"""Several devices: one process each, one folder, one result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import wsipipe as wp
+from wsipipe.config import ExtractSettings
+from wsipipe.pipeline import run_extract
+from wsipipe.pipeline.reporter import Reporter
+
+Make = Callable[..., Any]
+SLOW = "import time; time.sleep(0.03)"
+
+
+@pytest.fixture
+def many(tmp_path: Path, make_svs: Make) -> Path:
+    for number in range(6):
+        make_svs(tmp_path / "many" / f"s{number}.svs", seed=number)
+    (tmp_path / "many" / "text.svs").write_text("no slide")
+    return tmp_path / "many"
+
+
+class Watch(Reporter):
+    def __init__(self) -> None:
+        self.over: list[tuple[str, str]] = []
+        self.said: list[str] = []
+        self.tiles = 0
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def slide_over(self, slide_id: str, status: str, detail: str) -> None:
+        self.over.append((slide_id, status))
+
+    def tick(self, snapshot: Any) -> None:
+        self.tiles = snapshot.tiles
+
+
+def worker_pids() -> list[int]:
+    """The processes that really work, not the resource tracker."""
+    return [
+        child.pid
+        for child in psutil.Process().children()
+        if "spawn_main" in " ".join(child.cmdline()) and "resource" not in " ".join(child.cmdline())
+    ]
+
+
+def test_two_devices_equal_one_and_a_killed_worker_is_replaced(
+    many: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    encoder = make_encoder(act=SLOW)
+    given = {"encoders": (encoder,), "dtype": "float32"}
+    watch = Watch()
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not watch.over and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pids = worker_pids()
+        if pids:
+            os.kill(pids[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    settings = ExtractSettings.of(**given, device="cpu,cpu", out=tmp_path / "two")
+    result = run_extract(settings, many, reporter=watch)
+    killer.join()
+    assert result.done == tuple(f"s{n}" for n in range(6))
+    assert result.failed == ("text",)
+    assert any("started again" in line for line in watch.said)
+    run_extract(ExtractSettings.of(**given, out=tmp_path / "one"), many)
+    for number in range(6):
+        one, two = (
+            wp.read_features(tmp_path / run / "features" / "mean" / f"s{number}.h5")
+            for run in ("one", "two")
+        )
+        assert np.array_equal(one.coords, two.coords)
+        assert np.allclose(one.features, two.features, atol=1e-6)
+    assert not (tmp_path / "two" / ".leases").exists()
+
+
+def test_a_worker_that_cannot_go_on_ends_the_run(
+    many: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    encoder = make_encoder(act="raise ValueError('bad layer')")
+    with pytest.raises(wp.EncoderError, match="bad layer"):
+        wp.extract(many, encoder=encoder, out=tmp_path / "out", device="cpu,cpu")
