@@ -342,6 +342,28 @@ def test_a_class_that_is_not_there_is_named_with_those_that_are(
         read_roi(annotations, slide, slide_id="a", classes="Tumour")
 
 
+def test_a_file_without_annotations_is_an_empty_region(
+    slide: wp.Slide, written: Callable[..., Path]
+) -> None:
+    roi = read_roi(written(collection(), "e.geojson"), slide, slide_id="a", classes="Tumor")
+    assert roi.is_empty
+    assert len(wp.make_grid(slide, None, tile_px=50, mpp=0.5, roi=roi)) == 0
+
+
+def test_removed_pen_is_remembered_and_is_no_tissue_to_others(
+    slide_of: SlideOf, tmp_path: Path
+) -> None:
+    rgb = np.full((200, 300, 3), 243, np.uint8)
+    rgb[50:150, 100:200] = (30, 160, 130)
+    slide = slide_of(rgb)
+    tissue = detect_tissue(slide)
+    path = tmp_path / "m.geojson"
+    assert json.loads(write_tissue_geojson(tissue, path))["features"] == []
+    again = read_tissue_geojson(path, slide)
+    np.testing.assert_array_equal(again.pen, tissue.pen)
+    assert again.pen_mm2 == tissue.pen_mm2 > 0
+
+
 def test_a_region_outside_the_slide_is_refused_and_a_generous_one_cut(
     slide: wp.Slide, written: Callable[..., Path]
 ) -> None:

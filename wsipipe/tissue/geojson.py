@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wsipipe.errors import TissueError
 from wsipipe.tissue.mask import TissueMask
 from wsipipe.tissue.settings import VERSIONS
+from wsipipe.types import BoolArray
 
 if TYPE_CHECKING:
     from shapely.geometry import Polygon
@@ -88,6 +89,8 @@ def write_tissue_geojson(
             "tissue": tissue.settings,
             "tissue_mm2": round(tissue.area_mm2, 6),
             "pen_mm2": round(tissue.pen_mm2, 6),
+            # Not among the features: other tools would take it for tissue.
+            "pen": _pen_rings(tissue),
             "features_sha256": _features_hash(features),
         },
     }
@@ -95,6 +98,35 @@ def write_tissue_geojson(
     if path is not None:
         Path(path).write_bytes(data)
     return data
+
+
+def _pen_rings(tissue: TissueMask) -> list[Any] | None:
+    """Coordinates of a MultiPolygon; None where nothing looked for pen."""
+    if tissue.pen is None:
+        return None
+    from wsipipe.tissue.outlines import mask_outlines
+
+    polygons = mask_outlines(tissue.pen, tissue.downsample, tissue.dimensions)
+    return [_rings(polygon) for polygon in polygons]
+
+
+def _read_pen(
+    document: Any, downsample: tuple[Fraction, Fraction], shape: tuple[int, int], slide: Slide
+) -> BoolArray | None:
+    """The pen that a file of our own remembers, on the mask's grid."""
+    own = document.get("wsipipe") if isinstance(document, dict) else None
+    rings = own.get("pen") if isinstance(own, dict) else None
+    if not isinstance(rings, list):
+        return None
+    from shapely.geometry import Polygon
+
+    from wsipipe.tissue.outlines import rasterise
+
+    try:
+        polygons = [Polygon(shell, holes) for shell, *holes in rings]
+    except (TypeError, ValueError):
+        return None
+    return rasterise(polygons, shape, downsample, slide.dimensions)
 
 
 def recorded(path: str | Path) -> dict[str, Any] | None:
@@ -198,6 +230,7 @@ def fit_polygons(
             "sha256": file_sha256(path),
         },
         mpp_xy=slide.mpp_xy,
+        pen=_read_pen(document, downsample, shape, slide) if method == "geojson" else None,
         outlines=tuple(outlines),
         dimensions=slide.dimensions,
     )

@@ -32,20 +32,21 @@ def read_roi(
             ("Tumor" takes QuPath's "Tumor: Positive"). None given: all but ignored ones ("X*").
 
     Returns:
-        The region as a mask; `make_grid(..., roi=)` takes it.
+        The region as a mask; `make_grid(..., roi=)` takes it. Empty where the file holds no polygon
+        at all: somebody looked and marked nothing.
 
     Raises:
         ConfigError: `path` does not exist.
-        TissueError: No file for the slide, no GeoJSON, nothing of these classes, or all of it lies
-            outside the slide.
+        TissueError: No file for the slide, no GeoJSON, annotations but none of these classes (a
+            misspelling would empty a cohort silently), or all of it lies outside the slide.
     """
     file = _file(Path(path), slide_id)
     document = load_document(file, slide)
     found = [shape for shape in shapes.parse(document, file, slide) if not shape.ignored]
     wanted = _names(classes)
     chosen = [s.polygon for s in found if not wanted or _belongs(s.name, wanted)]
-    if not chosen:
-        there = ", ".join(sorted({s.name or "(no class)" for s in found})) or "no polygons"
+    if found and not chosen:
+        there = ", ".join(sorted({s.name or "(no class)" for s in found}))
         asked = f" of class {' or '.join(repr(c) for c in wanted)}" if wanted else ""
         raise TissueError(
             slide.path,
