@@ -181,6 +181,16 @@ def _folder(root, n: int = 12) -> None:
         Image.fromarray(tile).save(folder / f"{i}.png")
 
 
+def test_real_twins_of_another_stain_are_used(tmp_path) -> None:
+    source = tile_source(24)
+    recipe = tiny_recipe("pathoduet-ihc", **SMALL)
+    alone = Trainer(recipe, source, tmp_path / "a").train().losses
+    source.labels["twin"] = source.tiles[:, :, ::-1].copy()
+    paired = Trainer(recipe, source, tmp_path / "b").train().losses
+    assert np.isfinite(paired).all()
+    assert paired != alone
+
+
 def test_tiles_from_folder_csv_and_hdf5_are_the_same_pixels(tmp_path) -> None:
     import h5py
 

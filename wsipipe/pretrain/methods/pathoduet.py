@@ -72,7 +72,11 @@ class PathoDuet(MocoV3):
             # The same recolouring for tile and crop; mean and deviation are the recipe's.
             he_twin, crop = _recoloured(he, self.recipe), _recoloured(crop, self.recipe)
         else:
-            he_twin, crop = twin, F.interpolate(twin[:, :, ::2, ::2], crop.shape[-2:])
+            # Real twins are not cropped at random, so neither is the H&E tile beside them.
+            assert batch.plain is not None
+            he, he_twin, quarter = batch.plain, twin, twin.shape[-1] // 4
+            middle = twin[:, :, quarter : 3 * quarter, quarter : 3 * quarter]
+            crop = F.interpolate(middle, crop.shape[-2:], mode="bilinear")
         pretext = net.patches(crop).mean(dim=1, keepdim=True)
         query = net.tokens(he_twin, prefix=pretext)[:, 0]
         q = self.predictor(self.head(query)).float()
