@@ -90,6 +90,7 @@ def test_two_devices_equal_one_and_a_killed_worker_is_replaced(
     assert not (tmp_path / "two" / ".leases").exists()
 
 
+@pytest.mark.full
 def test_a_worker_that_cannot_go_on_ends_the_run(
     many: Path, tmp_path: Path, make_encoder: Make
 ) -> None:

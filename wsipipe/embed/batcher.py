@@ -76,12 +76,6 @@ class Batcher:
                 chunk.held -= 1
                 self._release(chunk)
 
-    @property
-    def ended(self) -> bool:
-        """True when closed and empty."""
-        with self._changed:
-            return self._closed and not any(self._groups.values())
-
     def _cut(self, group: _Group, chunks: deque[Chunk], flush: bool) -> Batch | None:
         while chunks and chunks[0].progress.over:
             dropped = chunks.popleft()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
@@ -108,7 +110,7 @@ def wanted_identity(
         "min_tissue": settings.min_tissue,
         "mpp_tolerance": settings.mpp_tolerance,
         "max_upsample": settings.max_upsample,
-        "tissue": tissue_settings(settings.tissue, slide_id=entry.slide_id),
+        "tissue": _tissue(settings.tissue, entry.slide_id),
         "roi": _roi(settings, entry),
         "icc": settings.icc,
         "dtype": settings.dtype,
@@ -116,6 +118,18 @@ def wanted_identity(
         "slide_fingerprint": fingerprint,
         "versions": VERSIONS,
     }
+
+
+def _tissue(method: str, slide_id: str) -> dict[str, Any]:
+    if Path(method).is_dir():
+        return tissue_settings(method, slide_id=slide_id)
+    return _tissue_of_all(method)
+
+
+@lru_cache(maxsize=4)
+def _tissue_of_all(method: str) -> dict[str, Any]:
+    """The same for every slide: asked once, not once for each of ten thousand finished ones."""
+    return tissue_settings(method)
 
 
 def _roi(settings: ExtractSettings, entry: SlideEntry) -> dict[str, Any] | None:
