@@ -82,7 +82,7 @@ class FakeTask:
     ) -> None:
         self.slide_id = self.path = f"s{number}"
         self.number, self.count, self.job = number, count, job
-        self.stage = "open"
+        self.stage, self.step_since = "open", 0.0
         self.tile_px, self.on_prepare, self.on_read = tile_px, on_prepare, on_read
         self.sinks = {index: FakeSink(count) for index in encoders}
         self.finished = self.closed = 0

@@ -65,7 +65,7 @@ class EngineOptions:
     Attributes:
         threads: Who gets how many threads.
         buffer_bytes: Budget of decoded pixels that wait for the device.
-        read_timeout_s: Longest time that one read, or one slide's preparation, may take.
+        read_timeout_s: Longest time that one read, or one step of a preparation, may take.
         grace_s: Time after a request to stop in which slides in flight may finish.
         on_gpu: Buffers are pinned and forwards overlap.
         one_by_one: See `Forward`.
@@ -241,7 +241,12 @@ class Engine:
         for worker in list(self._workers):
             with self._lock:
                 progress = worker.progress
-                if progress is None or now - worker.since < self._options.read_timeout_s:
+                if progress is None:
+                    continue
+                since = worker.since
+                if worker.kind == "prepare":
+                    since = max(since, progress.task.step_since)
+                if now - since < self._options.read_timeout_s:
                     continue
                 worker.left_behind = True
             self._workers.remove(worker)

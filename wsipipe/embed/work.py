@@ -62,6 +62,7 @@ class Task(Protocol):
     slide_id: str
     path: str
     stage: str  # which step of `prepare` it is at
+    step_since: float  # when that step began, time.monotonic(); 0 = with `prepare`
 
     def prepare(self) -> Sequence[View]:
         """Open, find tissue, lay the grid, plan. Runs ahead in a thread."""

@@ -79,6 +79,7 @@ class SlideTask:
     plan: SlidePlan
     run: RunContext
     stage: str = "open"
+    step_since: float = 0.0
     results: list[SlideResult] = field(default_factory=list)
     tiles: int = 0
     timings: dict[str, float] = field(default_factory=dict)
@@ -218,7 +219,8 @@ class SlideTask:
         )
 
     def _step(self, stage: str, work: Callable[[], _T]) -> _T:
-        self.stage, begun = stage, time.monotonic()
+        begun = time.monotonic()
+        self.stage, self.step_since = stage, begun
         result = work()
         self.timings[stage] = round(time.monotonic() - begun, 3)
         return result
