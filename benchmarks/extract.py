@@ -247,11 +247,13 @@ def section_model(bench: Bench) -> None:
 
 def section_texture(bench: Bench) -> None:
     path = bench.slide(16384)
-    rates = []
+    rates, per_cpu = [], []
     for _ in range(bench.rounds):
         tiles, seconds = bench.extract(path, "texture", mpp=0.5)
         rates.append(tiles / seconds)
+        per_cpu.append(tiles / bench.cpu_s)
     bench.say("texture, end to end", statistics.median(rates), 150, "tiles/s")
+    bench.say("  texture, per CPU-second", statistics.median(per_cpu), None, "tiles")
 
 
 def section_small(bench: Bench) -> None:
