@@ -1,7 +1,8 @@
 """Every row of the catalogue through its real path: name, download, cache, strict load, features.
 
-The hub is on loopback and serves random weights in the published layout. Blocks are fewer here; the
-full sizes are in `make test-full`.
+The hub is on loopback and serves random weights in the published layout. Of each family that has a
+model no larger than a ViT-B one runs at full size; the others have one block here, and their full
+size in `make test-full`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ FULL_ONLY = {
     *("dinov3-vit7b16", "tissue-concepts-s", "tissue-concepts-b", "tissue-concepts-pool-first"),
     *("virchow-cls", "virchow2-cls", "h0-mini-cls-mean", "midnight-12k-cls", "phikon-v2-cls-mean"),
     *("musk-single-scale", "resnet50-imagenet-full", "remedis-152x2-m"),
+}
+# CNNs and Swins have no depth to take away: they run at full size anyway.
+FULL_SIZE = {
+    *("phikon", "h0-mini", "kaiko-vits16", "hibou-b", "lunit-dino-s16", "plip", "beph"),
+    *("pathoduet-he", "dinov3-vitb16", "conch", "pluto"),
 }
 ROWS = [
     pytest.param(r.card.name, marks=pytest.mark.full if r.card.name in FULL_ONLY else ())
@@ -52,8 +58,10 @@ def test_row_runs_from_name_to_features(
     name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path, tiles: NDArray[np.uint8]
 ) -> None:
     recipe = find(name)
-    small = replace(recipe, card=shrink(recipe.card, depth=1))
-    monkeypatch.setattr(create, "find", lambda _name: small)
+    small = recipe
+    if name not in FULL_SIZE:
+        small = replace(recipe, card=shrink(recipe.card, depth=1))
+        monkeypatch.setattr(create, "find", lambda _name: small)
     state = published_state(small.card)
     weights = None
     if recipe.card.hub is None:
@@ -74,6 +82,8 @@ def test_row_runs_from_name_to_features(
     # The tiles differ, so must their features: nothing is pooled away or left at zero.
     assert torch.linalg.vector_norm(features[0] - features[1]) > 1e-3
     assert encoder.identity()["encoder"] == recipe.card.name
+    if name in FULL_SIZE:
+        assert sum(p.numel() for p in encoder.network.parameters()) == recipe.card.params
     if recipe.card.hub is not None:
         assert encoder.revision == (recipe.card.revision or "c" * 40)
 

@@ -73,19 +73,17 @@ def test_published_keys_fit_at_full_size(recipe: Recipe, monkeypatch: pytest.Mon
     assert out.shape == (2, recipe.card.dim)
 
 
-# Of each family one that is not larger than a ViT-B, as its makers publish it.
-FULL_SIZE = ["phikon", "h0-mini", "kaiko-vits16", "lunit-dino-s16"]
-MORE_FULL_SIZE = [
-    *("hibou-b", "plip", "quiltnet-b-16", "beph", "pathoduet-he", "dinov3-vitb16", "conch"),
-    *("kaiko-vits8", "kaiko-vitb16", "kaiko-vitb8", "brow", "pluto", "virchow2g-mini"),
+# Up to ViT-L and the large ResNet; what is smaller runs at full size in test_hub_rows.
+FULL_SIZE = [
+    *("quiltnet-b-16", "quiltnet-b-32", "kaiko-vits8", "kaiko-vitb16", "kaiko-vitb8", "brow"),
+    *("lunit-dino-s8", "virchow2g-mini", "h0-mini-cls-mean", "beph-relpos", "pathoduet-ihc"),
     *("remedis-152x2-m", "uni", "phikon-v2", "gpfm", "hibou-l", "pathorchestra", "mstar"),
     *("kaiko-vitl14", "keep", "musk", "conch-v1-5", "dinov2-vitl14", "dinov3-vitl16", "rudolfv"),
 ]
 
 
-@pytest.mark.parametrize(
-    "name", [*FULL_SIZE, *(pytest.param(n, marks=pytest.mark.full) for n in MORE_FULL_SIZE)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_runs_from_the_hub(name: str, hub: Hub, tmp_path, tiles) -> None:
     recipe = find(name)
     card = recipe.card
