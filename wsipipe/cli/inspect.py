@@ -129,7 +129,7 @@ def _total(
         on_gpu = any(not isinstance(p, str) and p.device != "cpu" for p in probes.values())
         # A GPU embeds while processors read; on CPU both need the same processors.
         both = [max(e, r) if on_gpu else e + r for e, r in zip(embedding, reading, strict=True)]
-        hours = [round(seconds / 3600, 5) for seconds in both]
+        hours = [float(f"{seconds / 3600:.3g}") for seconds in both]
     return {
         "slides": len(facts),
         "would_fail": sum(1 for fact in facts if fact.error),
