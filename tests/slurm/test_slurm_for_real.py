@@ -149,7 +149,7 @@ def test_a_task_near_its_time_limit_drains_and_is_put_back(
 ) -> None:
     out = tmp_path / "out"
     # Slurm tells up to a minute earlier than it is asked to, and a worker needs time to start.
-    job = submit(slides, out, "--time", "3m", "--warn", "60", tile_s=2)
+    job = submit(slides, out, "--time", "3m", "--warn", "60", tile_s=1.3)
     wait_until(lambda: "code 75" in logs(out), 240, "a task has drained")
     wait_until(lambda: not in_queue(job), 900, "the array is through")
     assert_whole(out)
