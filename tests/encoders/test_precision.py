@@ -37,7 +37,6 @@ FAMILIES = [
     ("ctranspath", 0),
     ("lunit-bt", 0),
     ("tissue-concepts", 0),
-    ("remedis-50x1-m", 0),
 ]
 
 
@@ -95,6 +94,12 @@ def test_auto_follows_card_and_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve_precision("auto", "auto", GPU) == "fp16"
     with pytest.raises(ConfigError, match="int8"):
         resolve_precision("int8", "auto", CPU)
+
+
+def test_what_bf16_would_harm_runs_in_fp32_by_itself() -> None:
+    # 0.998 was measured for REMEDIS's weight-standardised ResNets.
+    for name in ("remedis-50x1-m", "remedis-152x2-m", "texture"):
+        assert find(name).card.precision == "fp32"
 
 
 def test_only_products_are_shortened() -> None:

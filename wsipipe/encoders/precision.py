@@ -74,7 +74,8 @@ def lower(network: nn.Module, precision: Resolved) -> nn.Module:
         return network
     dtype = DTYPES[precision]
     for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        # Not layers that compute with their weights first (weight standardisation of BiT).
+        if type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
     return network

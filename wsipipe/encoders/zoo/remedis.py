@@ -22,6 +22,8 @@ R152X2 = EncoderCard(
     mean=None,
     std=None,
     pooling="gap",
+    # Weight standardisation suffers in bf16: cosine 0.998 to fp32 with random weights.
+    precision="fp32",
     arch="resnetv2_152x2_bit",
     layout="timm",
     drops=("head.*",),
