@@ -81,6 +81,9 @@ up() {
 
 down() {
   local file
+  # A node that still has a job does not end: cancel, and give the steps a moment.
+  SLURM_CONF=$folder/slurm.conf scancel --user=root 2>/dev/null || true
+  sleep 3
   for file in "$folder"/run/slurmd.*.pid "$folder/run/slurmctld.pid" "$folder/run/munged.pid"; do
     [ -s "$file" ] && kill "$(cat "$file")" 2>/dev/null || true
     sleep 0.3
