@@ -28,7 +28,7 @@ test: $(VENV)/.installed  ## lint, types and the ordinary tests (under 10 minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not full and not weights"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full and not weights"
 
 test-full: $(VENV)/.installed  ## everything, the long tests too
 	$(BIN)/python -m pytest -m "not weights"

@@ -54,7 +54,7 @@ def _relabel(folder: Path, change) -> None:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory):
-    from conftest import make_cohort
+    from mil_kit import make_cohort
 
     folder = tmp_path_factory.mktemp("trained")
     make_cohort(folder)
@@ -505,7 +505,7 @@ def test_predict_leaves_training_slides_to_the_fold_that_held_them_out(trained):
 
 
 def test_an_outside_cohort_is_judged_at_frozen_thresholds_and_must_be_outside(trained, tmp_path):
-    from conftest import make_cohort
+    from mil_kit import make_cohort
 
     other = tmp_path / "other"
     other.mkdir()

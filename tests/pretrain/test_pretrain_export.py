@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, tile_source, tiny_recipe
 from PIL import Image
+from pretrain_kit import TINY, tile_source, tiny_recipe
 from test_pretrain_stream import write_slide
 from typer.testing import CliRunner
 

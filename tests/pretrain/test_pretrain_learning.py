@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import stain_nuisance_tiles, tile_source, tiny_recipe
+from pretrain_kit import stain_nuisance_tiles, tile_source, tiny_recipe
 
 from wsipipe.pretrain.errors import CollapseError
 from wsipipe.pretrain.monitors import knn_accuracy, linear_accuracy

@@ -7,8 +7,8 @@ import csv
 import numpy as np
 import pytest
 import torch
-from conftest import stain_nuisance_tiles, tile_source, tiny_recipe
 from PIL import Image
+from pretrain_kit import stain_nuisance_tiles, tile_source, tiny_recipe
 
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.methods import At, create_method

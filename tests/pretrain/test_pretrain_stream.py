@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import stain_nuisance_tiles
+from pretrain_kit import stain_nuisance_tiles
 
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.options import HsvFilter, Region, Sampler

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tile_source, tiny_recipe
+from pretrain_kit import tile_source, tiny_recipe
 
 from wsipipe.errors import ConfigError, CorruptFileError, Drained
 from wsipipe.pretrain.checkpoint import latest
@@ -109,7 +109,7 @@ _CHILD = """
 import sys; sys.path[:0] = [{tests!r}]
 import torch; torch.set_num_threads(1)
 from pathlib import Path
-from conftest import tile_source, tiny_recipe
+from pretrain_kit import tile_source, tiny_recipe
 from wsipipe.pretrain.trainer import Trainer
 trainer = Trainer(tiny_recipe("dino", **{base!r}), tile_source(32), Path({out!r}))
 trainer.resume()
@@ -171,7 +171,7 @@ _RANK = """
 import sys; sys.path[:0] = [{tests!r}]
 import json, torch; torch.set_num_threads(1)
 from pathlib import Path
-from conftest import tile_source, tiny_recipe
+from pretrain_kit import tile_source, tiny_recipe
 from wsipipe.pretrain.trainer import Trainer
 torch.distributed.init_process_group("gloo")
 losses = {{}}

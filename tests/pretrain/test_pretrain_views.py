@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import stain_nuisance_tiles
+from pretrain_kit import stain_nuisance_tiles
 from skimage.color import rgb2lab
 
 from wsipipe.pretrain.options import Crop, Views

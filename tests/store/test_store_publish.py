@@ -24,7 +24,7 @@ KILLED_AFTER_RENAME = ("rename", "folder")
 _FEATURES = """
 import sys, numpy as np
 sys.path.insert(0, sys.argv[2])
-from conftest import META
+from store_kit import META
 from wsipipe.store import FeatureFile, write_features
 n = 3000
 write_features(sys.argv[1], FeatureFile(

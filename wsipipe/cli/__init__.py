@@ -45,6 +45,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class _LazyGroup(TyperGroup):
     """Shows all commands without importing any; imports the one that is called."""
 
+    _listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
@@ -52,7 +61,7 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module_name, short_help = COMMANDS[cmd_name]
-        if _only_listing():
+        if self._listing:
             return TyperCommand(cmd_name, help=short_help, short_help=short_help)
         module = importlib.import_module(f"wsipipe.cli.{module_name}")
         if hasattr(module, "app"):
@@ -64,11 +73,6 @@ class _LazyGroup(TyperGroup):
         command.name = cmd_name
         command.short_help = short_help
         return command
-
-
-def _only_listing() -> bool:
-    """True while `wsipipe --help` draws its list (no command was named)."""
-    return not [a for a in sys.argv[1:] if not a.startswith("-")]
 
 
 app = typer.Typer(
