@@ -49,7 +49,7 @@ _PUBLIC = {
 }
 _MODULES = ("mil", "pretrain", "testing")
 
-__all__ = ["__version__", *_PUBLIC, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC, *_MODULES]
 
 if TYPE_CHECKING:
     from wsipipe.embed import iter_tiles as iter_tiles
