@@ -68,7 +68,7 @@ def kill_and_compare(
 def test_killed_at_random_moments_a_run_resumes_to_the_same_bytes(
     slides: Path, tmp_path: Path, make_encoder: Make
 ) -> None:
-    kill_and_compare(4, slides, tmp_path, make_encoder(act=SLOW), seed=1)
+    kill_and_compare(10, slides, tmp_path, make_encoder(act=SLOW), seed=1)
 
 
 @pytest.mark.full
