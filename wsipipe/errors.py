@@ -68,7 +68,7 @@ class WsipipeError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        stop = "" if not self.remedy or self.problem.endswith((".", "!", "?", ")")) else "."
+        stop = "" if not self.remedy or self.problem.endswith((".", "!", "?")) else "."
         return f"{self.problem}{stop} {self.remedy}".strip()
 
 
