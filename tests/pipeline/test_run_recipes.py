@@ -142,7 +142,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 def test_shipped_recipes_run_end_to_end(tmp_path: Path) -> None:
     make_cohort(tmp_path / "slides", n=12, width=2048)
     labels = tmp_path / "slides" / "labels.csv"
-    rows = list(csv.DictReader(labels.open(encoding="utf-8")))
+    rows = list(csv.DictReader(labels.read_text(encoding="utf-8").splitlines()))
     with labels.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "time", "event"])
         writer.writeheader()
