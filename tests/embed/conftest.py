@@ -95,7 +95,7 @@ class FakeTask:
         jobs = [FakeJob(rows[i : i + self.job]) for i in range(0, self.count, self.job)]
         return [View(self, FakeGrid(self.tile_px, self.count), jobs, self.sinks)]
 
-    def saw(self, view: View, rows: Any, status: Any) -> None:
+    def saw(self, view: View, rows: Any, tiles: Any, status: Any) -> Any:
         pass
 
     def finish(self) -> None:

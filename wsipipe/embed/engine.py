@@ -370,19 +370,22 @@ class Engine:
                 chunk = self._decode(job, rows, buffer)
             if self._away(worker, job.progress):
                 return
-            if chunk is None:
+            if chunk is None or not chunk.left:
                 self._pool.give(buffer)
             else:
                 self._batcher.put(chunk)
             self._batcher.decoding(-1)
+            if chunk is not None:
+                self._settle(job.progress, len(job.view.wanted(rows)) - len(chunk.rows))
 
     def _decode(self, job: Job, rows: NDArray[np.int64], buffer: Buffer) -> Chunk:
         view = job.view
         out = buffer.tiles(len(rows), view.tile_px)
         tiles, status = self._read_job(view.slide, view.grid, job.job, out=out)
-        job.progress.task.saw(view, rows, status)
+        wanted = job.progress.task.saw(view, rows, tiles, status)
         if view.missing is not None:
-            wanted = view.missing[rows]
+            wanted = view.missing[rows] if wanted is None else wanted & view.missing[rows]
+        if wanted is not None:
             rows, status = rows[wanted], status[wanted]
             tiles[: len(rows)] = tiles[wanted]
             tiles = tiles[: len(rows)]
@@ -410,11 +413,15 @@ class Engine:
         with Guard(lambda error: self._failed(progress, "embed", error)):
             for index, rows in features.items():
                 part.view.sinks[index].put(part.rows, rows, part.status)
-            with self._lock:
-                progress.rows_left -= len(part.rows)
-                whole = progress.rows_left == 0
-            if whole:
-                self._to_publish.put(progress)
+            self._settle(progress, len(part.rows))
+
+    def _settle(self, progress: Progress, rows: int) -> None:
+        """So many rows are in their sinks, or were left out by the task."""
+        with self._lock:
+            progress.rows_left -= rows
+            whole = rows > 0 and progress.rows_left == 0
+        if whole:
+            self._to_publish.put(progress)
 
     def _publish_loop(self) -> None:
         while (progress := self._to_publish.get()) is not None:

@@ -67,8 +67,14 @@ class Task(Protocol):
     def prepare(self) -> Sequence[View]:
         """Open, find tissue, lay the grid, plan. Runs ahead in a thread."""
 
-    def saw(self, view: View, rows: Rows, status: Status) -> None:
-        """Called after each read; raises when too many tiles are unreadable. Any thread."""
+    def saw(
+        self, view: View, rows: Rows, tiles: TileArray, status: Status
+    ) -> NDArray[np.bool_] | None:
+        """Called after each read; raises when too many tiles are unreadable. Any thread.
+
+        Returns:
+            (n,) bool, the tiles that are to be embedded; None = all.
+        """
 
     def finish(self) -> None:
         """All rows are in: publish."""

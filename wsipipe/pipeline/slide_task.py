@@ -36,7 +36,7 @@ from wsipipe.tiling import TileGrid, make_grid
 from wsipipe.tissue import TissueMask, detect_tissue, write_tissue_geojson
 from wsipipe.tissue.geojson import recorded
 from wsipipe.tissue.roi import read_roi
-from wsipipe.types import Rows
+from wsipipe.types import Rows, TileArray
 
 if TYPE_CHECKING:
     from wsipipe.encoders import Encoder
@@ -225,14 +225,16 @@ class SlideTask:
         self.timings[stage] = round(time.monotonic() - begun, 3)
         return result
 
-    def saw(self, view: View, rows: Rows, status: NDArray[np.uint8]) -> None:
+    def saw(
+        self, view: View, rows: Rows, tiles: TileArray, status: NDArray[np.uint8]
+    ) -> NDArray[np.bool_] | None:
         """Count unreadable tiles.
 
         Raises:
             ReadError: They are more than the run accepts.
         """
         if not status.any():
-            return
+            return None
         self._bad += int(np.count_nonzero(status))
         limit = self.run.settings.max_bad_tiles
         if self._bad > limit * self.tiles:
@@ -242,6 +244,7 @@ class SlideTask:
                 f"{self._bad} of {self.tiles} tiles cannot be read so far, more than "
                 f"{limit:.2%} (one is at x={x}, y={y})",
             )
+        return None
 
     def flush_if_due(self) -> None:
         """Bring rows to the disk that have waited for long."""
