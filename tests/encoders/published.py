@@ -18,13 +18,17 @@ State = dict[str, Tensor]
 
 def randomise(state: State, seed: int = 0) -> State:
     """Fill with numbers of sensible size; every tensor must matter (not a LayerScale of 1e-5)."""
-    generator = torch.Generator().manual_seed(seed)
-    filled = {}
+    # A prime number of draws, repeated with another start for each tensor: a giant's random weights
+    # cost a copy, and no two rows of a matrix are equal.
+    pool = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed), device="cpu")
+    start, filled = 0, {}
     for key, value in state.items():
         if not value.is_floating_point():
             filled[key] = torch.zeros(value.shape, dtype=value.dtype)
             continue
-        noise = torch.randn(value.shape, generator=generator, device="cpu")
+        repeats = -(-value.numel() // len(pool))
+        noise = pool.roll(start).repeat(repeats)[: value.numel()].reshape(value.shape)
+        start += 104_729
         name = key.rsplit(".", 1)[-1]
         if "running_var" in name:
             filled[key] = noise.abs() + 0.5
