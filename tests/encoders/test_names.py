@@ -230,6 +230,34 @@ def test_edited_python_file_is_read_again(tmp_path, tiles) -> None:
     assert after.identity() != before, "another file is another encoder"
 
 
+def test_an_edit_of_the_same_size_within_a_second_counts(tmp_path, tiles) -> None:
+    path = tmp_path / "edited.py"
+    path.write_text(ENCODER_FILE.replace("x.mean((2, 3))", "x.amin((2, 3))"))
+    create_encoder(str(path))
+    stamp = path.stat()
+    path.write_text(ENCODER_FILE.replace("x.mean((2, 3))", "x.amax((2, 3))"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    after = create_encoder(str(path))
+    assert torch.allclose(after(tiles), torch.from_numpy(tiles).float().amax((1, 2)) / 255)
+    assert [p.name for p in tmp_path.iterdir()] == ["edited.py"], "nothing is left beside the file"
+
+
+def test_the_same_file_in_two_folders_is_two_modules(tmp_path, tiles) -> None:
+    """An encoder file may load weights that lie beside it."""
+    text = ENCODER_FILE.replace(
+        "x.mean((2, 3))",
+        "x.mean((2, 3)) * float(pathlib.Path(__file__).with_name('factor').read_text())",
+    )
+    found = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "same.py").write_text("import pathlib\n" + text)
+        (folder / "factor").write_text(str(number))
+        found.append(create_encoder(str(folder / "same.py"))(tiles))
+    assert torch.allclose(found[1], 2 * found[0])
+
+
 def test_off_card_values_must_be_asked_for() -> None:
     uni = resolve("uni")
     assert check_card(uni, None, None) == (0.5, 224)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import json
 import re
@@ -103,8 +104,9 @@ def from_python_file(path: Path) -> Recipe:
             f"There is no file {path}.",
             "Give the path of a .py file with CARD and build.",
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    module = _import_file(path, digest)
+    text = path.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
+    module = _import_file(path, text)
     card, build = getattr(module, "CARD", None), getattr(module, "build", None)
     if not isinstance(card, EncoderCard) or not callable(build):
         raise ConfigError(
@@ -120,19 +122,26 @@ def _definition(card: EncoderCard) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _import_file(path: Path, digest: str) -> ModuleType:
-    # The hash is part of the name: an edited file is another module, not the one of before.
+def _import_file(path: Path, text: bytes) -> ModuleType:
+    """Run `text`, the very bytes that were hashed.
+
+    Python's own import would take compiled code from its cache by the file's size and the second
+    of its last change, and so run the old code of a file that was edited in haste; and it would
+    write that cache beside the user's file.
+    """
+    # Where the file lies is part of the name too: it may load weights from beside itself.
+    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + text).hexdigest()
     name = f"wsipipe_encoder_{path.stem}_{digest[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} cannot be imported.")
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     # Registered before it runs: dataclasses and pickling look modules up by name.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(loader.source_to_code(text, str(path)), module.__dict__)
     # Other people's code: whatever it raises is their file's problem, told as such.
     except Exception as error:
         del sys.modules[name]
