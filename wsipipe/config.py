@@ -77,6 +77,10 @@ class ExtractSettings(_Settings):
         recompute: Replace files of another identity instead of refusing.
         strict: Stop at the first failed slide.
         max_bad_tiles: Share of unreadable tiles above which a slide fails.
+        pseudonymize: Key file; slides go by keyed hashes of their ids in all outputs.
+        new_key: Make the key file if it is not there.
+        pseudonym_map: CSV file of who is who, outside of `out`.
+        hide_paths: Of absolute paths only the last part is recorded.
     """
 
     encoders: tuple[str, ...] = ("texture",)
@@ -109,6 +113,10 @@ class ExtractSettings(_Settings):
     recompute: bool = False
     strict: bool = False
     max_bad_tiles: float = Field(0.01, ge=0, le=1)
+    pseudonymize: Path | None = None
+    new_key: bool = False
+    pseudonym_map: Path | None = None
+    hide_paths: bool = False
 
     @field_validator("encoders", mode="before")
     @classmethod
@@ -152,6 +160,8 @@ class ExtractSettings(_Settings):
             raise ValueError("roi_class needs roi")
         if not self.devices:
             raise ValueError("device names none")
+        if self.pseudonymize is None and (self.new_key or self.pseudonym_map is not None):
+            raise ValueError("new_key and pseudonym_map need pseudonymize")
         if self.join and self.shard is not None:
             raise ValueError("join and shard exclude each other: a shard is a fixed share")
         return self

@@ -17,6 +17,7 @@ from wsipipe.store import (
     EventLog,
     Records,
     SlideResult,
+    TextFilter,
     count_statuses,
     fold,
     write_features,
@@ -157,14 +158,15 @@ def test_a_damaged_record_is_as_good_as_none(tmp_path: Path, content: str) -> No
 
 
 def test_tokens_never_and_paths_on_request_stay_out_of_records(tmp_path: Path) -> None:
-    records = Records(tmp_path, hide_paths=True)
+    hiding = TextFilter(hide_paths=True)
+    records = Records(tmp_path, texts=hiding)
     record = records.begin("a", "/data/DOE_JANE/a.svs", ["texture"])
     token = "hf_" + "a" * 34
     error = OSError(f"GET {token} of /data/DOE_JANE/a.svs")
     records.finish(record, [SlideResult.failure("texture", error, stage="read")])
-    with EventLog(tmp_path, hide_paths=True) as log:
+    with EventLog(tmp_path, texts=hiding) as log:
         log.log("slide_failed", error=str(error), path=Path("/data/DOE_JANE/a.svs"))
-    write_run_yaml(tmp_path, {"slides": ["/data/DOE_JANE"], "token": token}, hide_paths=True)
+    write_run_yaml(tmp_path, {"slides": ["/data/DOE_JANE"], "token": token}, texts=hiding)
     write_tables(tmp_path)
     for path in tmp_path.rglob("*"):
         if path.is_file():

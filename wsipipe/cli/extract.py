@@ -17,6 +17,7 @@ _GRID = "Tiles"
 _TISSUE = "Tissue"
 _MACHINE = "Machine"
 _RUN = "Run"
+_NAMES = "Names and paths"
 
 
 def command(
@@ -167,6 +168,33 @@ def command(
             help="Share of unreadable tiles above which a slide fails.", rich_help_panel=_RUN
         ),
     ] = 0.01,
+    pseudonymize: Annotated[
+        Path | None,
+        typer.Option(
+            help="Key file: slides go by keyed hashes of their ids in every output.",
+            rich_help_panel=_NAMES,
+        ),
+    ] = None,
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key", help="Make that key file if it is not there.", rich_help_panel=_NAMES
+        ),
+    ] = False,
+    pseudonym_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write who is who to this .csv, outside of --out.", rich_help_panel=_NAMES
+        ),
+    ] = None,
+    hide_paths: Annotated[
+        bool,
+        typer.Option(
+            "--hide-paths",
+            help="Record only the last part of paths.",
+            rich_help_panel=_NAMES,
+        ),
+    ] = False,
     recompute: Annotated[
         bool,
         typer.Option("--recompute", help="Replace files of other settings.", rich_help_panel=_RUN),
@@ -203,6 +231,9 @@ def command(
 
     Start this on as many machines as you like; they share the work:
       wsipipe extract cohort.csv --encoder phikon --out /shared/features --join
+
+    Names of slides that must not leave the hospital; the key must not, either:
+      wsipipe extract slides/ --out features --pseudonymize keys/study.key --new-key
 
     One of eight tasks of a scheduler's array, where there is no shared folder:
       wsipipe extract cohort.csv --encoder phikon --shard 3/8
@@ -248,6 +279,10 @@ def command(
             slide_timeout=slide_timeout,
             grace=grace,
             max_bad_tiles=max_bad_tiles,
+            pseudonymize=pseudonymize,
+            new_key=new_key,
+            pseudonym_map=pseudonym_map,
+            hide_paths=hide_paths,
             recompute=recompute,
             strict=strict,
         )
@@ -311,10 +346,10 @@ def _show_plan(plan: ExtractPlan, as_json: bool) -> None:
     slides = [
         {
             "slide_id": s.entry.slide_id,
-            "path": str(s.entry.path),
+            "path": plan.shown(s)[1],
             "todo": [t.folder for t in s.todo],
             "done": [t.folder for t in s.done],
-            "error": None if s.error is None else str(s.error),
+            "error": s.error and plan.privacy.texts.about(s.entry.slide_id)(str(s.error)),
         }
         for s in plan.slides
     ]

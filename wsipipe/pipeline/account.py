@@ -16,7 +16,7 @@ from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.slide_task import SlideTask
 from wsipipe.pipeline.targets import Target
-from wsipipe.store import EventLog, Records, SlideRecord, SlideResult
+from wsipipe.store import EventLog, Records, SlideRecord, SlideResult, TextFilter
 
 __all__ = ["Account", "StrictStop"]
 
@@ -33,6 +33,7 @@ class Account(Listener):
     Args:
         released: Told of each slide that is over, done or not.
         strict: Raise `StrictStop` at the first failed slide.
+        texts: What is told of a failure passes it.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Account(Listener):
         *,
         strict: bool,
         released: Callable[[str], None],
+        texts: TextFilter | None = None,
     ) -> None:
+        self._texts = texts or TextFilter()
         self._records, self._events, self._reporter = records, events, reporter
         self._strict, self._released = strict, released
         self._status: dict[str, str] = {}
@@ -149,7 +152,8 @@ class Account(Listener):
         self._records.finish(record, results, state="failed", **facts)
         slide_id = record.slide_id
         self._status[slide_id] = "failed"
-        self._reasons[slide_id] = str(error) if known else f"{type(error).__name__}: {error}"
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        self._reasons[slide_id] = self._texts.about(slide_id)(said)
         self._events.log("slide_failed", slide_id=slide_id, stage=stage, error=str(error))
         self._reporter.slide_over(slide_id, "failed", self._reasons[slide_id])
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wsipipe.config import ExtractSettings, Shard
 from wsipipe.embed.drain import Drain
 from wsipipe.errors import ConfigError, Drained
 from wsipipe.pipeline.planning import SlidePlan, plan_slides
+from wsipipe.pipeline.privacy import Privacy, hide_names, prepare_key
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.targets import Target, find_targets, identify_targets
@@ -33,9 +34,6 @@ from wsipipe.store.publish import make_folder, output_error
 from wsipipe.tissue import roi_settings, tissue_settings
 from wsipipe.tissue.registry import licence_line as tissue_licence
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["ExtractPlan", "extract", "plan_extract", "run_extract"]
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -48,11 +46,18 @@ class ExtractPlan:
     Attributes:
         targets: Encoders with their resolution, tile size and identity.
         slides: Each with what is done and what is to do.
+        privacy: What is hidden of their names.
     """
 
     settings: ExtractSettings
     targets: Sequence[Target]
     slides: Sequence[SlidePlan]
+    privacy: Privacy
+
+    def shown(self, slide: SlidePlan) -> tuple[str, str]:
+        """Id and path of a slide as tables and messages may bear them."""
+        entry = slide.entry
+        return entry.slide_id, self.privacy.texts.path_of(entry.slide_id, str(entry.path))
 
 
 def extract(
@@ -97,11 +102,11 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
     if settings.roi is not None:
         roi_settings(settings.roi, classes=settings.roi_class or ())
     check_writable(settings.out)
-    entries = find_slides(inputs)
+    entries, privacy = hide_names(settings, find_slides(inputs))
     if settings.shard is not None:
         entries = _share(entries, settings.shard)
     targets = identify_targets(targets, settings)
-    return ExtractPlan(settings, targets, plan_slides(settings, targets, entries))
+    return ExtractPlan(settings, targets, plan_slides(settings, targets, entries), privacy)
 
 
 def run_extract(
@@ -118,12 +123,14 @@ def run_extract(
     """
     begun = time.monotonic()
     drain, reporter = drain or Drain(), reporter or Reporter()
+    prepare_key(settings)
     plan = plan_extract(settings, inputs)
     from wsipipe.pipeline.running import RunState
     from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
     from wsipipe.pipeline.workers import Crew
 
     make_folder(settings.out)
+    plan.privacy.publish(settings)
     remove_stale_temporaries(settings.out)
     remove_stale_partials(settings.out / PARTIAL_FOLDER)
     for target in plan.targets:
@@ -137,7 +144,8 @@ def run_extract(
     if len(settings.devices) > 1:
         state = Crew(plan, _absolute(inputs), drain, reporter)
     else:
-        state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter)
+        texts = plan.privacy.texts
+        state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter, texts)
     try:
         state.run()
     finally:
@@ -169,14 +177,18 @@ def _absolute(inputs: Inputs) -> list[str]:
 
 
 def _write_tables(plan: ExtractPlan, facts: Mapping[str, Any]) -> None:
-    settings = plan.settings
+    settings, privacy = plan.settings, plan.privacy
+    content = settings.model_dump(mode="json")
+    if privacy.key is not None:
+        content |= {"pseudonymize": f"key {privacy.key.key_id}", "pseudonym_map": None}
     write_run_yaml(
         settings.out,
-        settings.model_dump(mode="json"),
+        content,
+        texts=privacy.texts,
         encoders=[_described(target) for target in plan.targets],
         **facts,
     )
-    expected = [(slide.entry.slide_id, slide.entry.path) for slide in plan.slides]
+    expected = [plan.shown(slide) for slide in plan.slides]
     write_tables(settings.out, expected, [target.folder for target in plan.targets])
 
 

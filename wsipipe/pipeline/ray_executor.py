@@ -228,7 +228,7 @@ def _result(plan: ExtractPlan, tiles: int, seconds: float) -> RunResult:
     """How the run ended, by the files."""
     folders = [target.folder for target in plan.targets]
     ids = [slide.entry.slide_id for slide in plan.slides]
-    expected = [(slide.entry.slide_id, str(slide.entry.path)) for slide in plan.slides]
+    expected = [plan.shown(slide) for slide in plan.slides]
     rows, failures = fold(plan.settings.out, expected, folders)
     states: dict[str, set[str]] = {slide_id: set() for slide_id in ids}
     for row in rows:

@@ -23,7 +23,7 @@ from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.slide_task import RunContext, SlideTask
 from wsipipe.pipeline.targets import Target
 from wsipipe.slide.staging import Stage
-from wsipipe.store import EventLog, Leases, Records
+from wsipipe.store import EventLog, Leases, Records, TextFilter
 from wsipipe.store.events import utc_now
 
 __all__ = ["RunState"]
@@ -39,6 +39,7 @@ class RunState:
     Args:
         drain: Asked whether to stop.
         reporter: Told what happens.
+        texts: What is recorded and told passes it.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class RunState:
         plans: Sequence[SlidePlan],
         drain: Drain,
         reporter: Reporter,
+        texts: TextFilter | None = None,
     ) -> None:
         self._settings, self._targets, self._plans = settings, targets, plans
         self._drain = drain
         self._begun_utc = utc_now()
-        self._records = Records(settings.out)
-        self._events = EventLog(settings.out)
+        self._records = Records(settings.out, texts=texts)
+        self._events = EventLog(settings.out, texts=texts)
         self._leases = Leases(settings.out / LEASE_FOLDER) if settings.join else None
         self._stage = Stage(settings.stage) if settings.stage is not None else None
         self._claims: Claims | None = None
@@ -61,7 +63,12 @@ class RunState:
         self._threads: Threads | None = None
         self._tuner = BatchTuner(1)
         self._account = Account(
-            self._records, self._events, reporter, strict=settings.strict, released=self._release
+            self._records,
+            self._events,
+            reporter,
+            strict=settings.strict,
+            released=self._release,
+            texts=texts,
         )
 
     def run(self) -> None:

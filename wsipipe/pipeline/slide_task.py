@@ -16,6 +16,7 @@ from wsipipe.embed.tiles import plan_jobs
 from wsipipe.embed.work import View
 from wsipipe.errors import ReadError, TissueError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
+from wsipipe.pipeline.privacy import mask_id
 from wsipipe.pipeline.retry import patiently
 from wsipipe.pipeline.rows import RowSink
 from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
@@ -150,7 +151,7 @@ class SlideTask:
 
     def _find_tissue(self, slide: Slide) -> TissueMask:
         method = self.run.settings.tissue
-        tissue = detect_tissue(slide, method, slide_id=self.slide_id)
+        tissue = detect_tissue(slide, method, slide_id=mask_id(method, self.plan.entry))
         self._publish_outline(slide, tissue)
         assert self.record is not None
         self.record.tissue_mm2 = tissue.area_mm2
@@ -180,7 +181,8 @@ class SlideTask:
         roi = None
         if settings.roi is not None:
             classes = settings.roi_class or ()
-            roi = read_roi(settings.roi, slide, slide_id=self.slide_id, classes=classes)
+            own = mask_id(settings.roi, self.plan.entry)
+            roi = read_roi(settings.roi, slide, slide_id=own, classes=classes)
         shared: dict[tuple[int, float], list[Target]] = {}
         for target in self.plan.todo:
             shared.setdefault((target.tile_px, target.mpp), []).append(target)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wsipipe.config import ExtractSettings
 from wsipipe.encoders import EncoderCard, check_card, is_off_card, resolve
 from wsipipe.errors import ConfigError
+from wsipipe.pipeline.privacy import mask_id
 from wsipipe.tissue import tissue_settings
 from wsipipe.tissue.roi import roi_settings
 
@@ -110,7 +111,7 @@ def wanted_identity(
         "min_tissue": settings.min_tissue,
         "mpp_tolerance": settings.mpp_tolerance,
         "max_upsample": settings.max_upsample,
-        "tissue": _tissue(settings.tissue, entry.slide_id),
+        "tissue": _tissue(settings.tissue, entry),
         "roi": _roi(settings, entry),
         "icc": settings.icc,
         "dtype": settings.dtype,
@@ -120,9 +121,9 @@ def wanted_identity(
     }
 
 
-def _tissue(method: str, slide_id: str) -> dict[str, Any]:
+def _tissue(method: str, entry: SlideEntry) -> dict[str, Any]:
     if Path(method).is_dir():
-        return tissue_settings(method, slide_id=slide_id)
+        return tissue_settings(method, slide_id=mask_id(method, entry))
     return _tissue_of_all(method)
 
 
@@ -136,4 +137,4 @@ def _roi(settings: ExtractSettings, entry: SlideEntry) -> dict[str, Any] | None:
     if settings.roi is None:
         return None
     classes = settings.roi_class or ()
-    return roi_settings(settings.roi, slide_id=entry.slide_id, classes=classes)
+    return roi_settings(settings.roi, slide_id=mask_id(settings.roi, entry), classes=classes)

@@ -207,8 +207,9 @@ class Crew:
 
     def result(self, seconds: float) -> RunResult:
         """How the run ended, read from its files: the workers' own words may be lost."""
-        settings, records = self._settings, Records(self._settings.out)
-        with EventLog(settings.out) as events:
+        settings, texts = self._settings, self._plan.privacy.texts
+        records = Records(settings.out, texts=texts)
+        with EventLog(settings.out, texts=texts) as events:
             account = Account(
                 records, events, Reporter(), strict=False, released=lambda slide_id: None
             )

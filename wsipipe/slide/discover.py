@@ -33,11 +33,13 @@ class SlideEntry:
         slide_id: Name of its outputs; "/" are folders.
         path: File, folder (DICOM series, zarr) or URL, as text.
         mpp: µm per level-0 pixel from the manifest, or None.
+        given_id: The id before a pseudonym took its place; "" where none did.
     """
 
     slide_id: str
     path: str
     mpp: float | None = None
+    given_id: str = ""
 
 
 def find_slides(

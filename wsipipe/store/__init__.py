@@ -14,8 +14,15 @@ from wsipipe.store.features import (
 )
 from wsipipe.store.identity import canonical_json, identity_differences, identity_hash
 from wsipipe.store.lease import Lease, Leases
-from wsipipe.store.names import Pseudonymizer, check_slide_id, redact_tokens, safe_name, scrub_paths
+from wsipipe.store.names import (
+    TextFilter,
+    check_slide_id,
+    redact_tokens,
+    safe_name,
+    scrub_paths,
+)
 from wsipipe.store.partial import PartialRows, remove_stale_partials
+from wsipipe.store.pseudonyms import Pseudonymizer
 from wsipipe.store.publish import (
     publish_bytes,
     publish_file,
@@ -39,6 +46,7 @@ __all__ = [
     "SlideRecord",
     "SlideResult",
     "SlideRow",
+    "TextFilter",
     "canonical_json",
     "check_file",
     "check_slide_id",

@@ -18,7 +18,7 @@ import yaml
 
 from wsipipe import __version__
 from wsipipe.store._owner import this_process
-from wsipipe.store.names import text_filter
+from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import make_folder, output_error, publish_text
 
 __all__ = ["EventLog", "utc_now", "write_run_yaml"]
@@ -70,16 +70,16 @@ class EventLog:
 
     Args:
         out: Folder of the run.
-        hide_paths: Write only the last part of absolute paths.
+        texts: What is logged passes it.
 
     Raises:
         OutputError: The file cannot be made.
     """
 
-    def __init__(self, out: str | Path, *, hide_paths: bool = False) -> None:
+    def __init__(self, out: str | Path, *, texts: TextFilter | None = None) -> None:
         owner = this_process()
         self.path = make_folder(Path(out) / "events") / f"{owner.host}-{owner.pid}.jsonl"
-        self._clean = text_filter(hide_paths=hide_paths)
+        self._texts = texts or TextFilter()
         self._lock = threading.Lock()
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -93,7 +93,8 @@ class EventLog:
         Raises:
             OutputError: The disk is full.
         """
-        entry = {"time": utc_now(), "event": event, **plain(fields, self._clean)}
+        clean = self._texts.about(fields.get("slide_id"))
+        entry = {"time": utc_now(), "event": event, **plain(fields, clean)}
         text = json.dumps(entry, ensure_ascii=False)
         line = text.encode("utf-8", errors="backslashreplace") + b"\n"
         with self._lock:
@@ -136,17 +137,17 @@ def versions() -> dict[str, str]:
 
 
 def write_run_yaml(
-    out: str | Path, settings: Mapping[str, Any], *, hide_paths: bool = False, **facts: Any
+    out: str | Path, settings: Mapping[str, Any], *, texts: TextFilter | None = None, **facts: Any
 ) -> Path:
     """Publish `run.yaml`: what the latest run was asked for, and with which versions.
 
     Args:
         out: Folder of the run.
         settings: Resolved settings.
-        hide_paths: Write only the last part of absolute paths.
+        texts: What is written passes it.
         facts: Further sections, for instance `device=` or `encoders=`.
     """
-    clean = text_filter(hide_paths=hide_paths)
+    clean = texts or TextFilter()
     content = {
         "written_utc": utc_now(),
         "settings": plain(settings, clean),

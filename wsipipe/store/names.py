@@ -1,20 +1,20 @@
 """Names and texts that leave the process: safe as file names, without tokens, without paths.
 
 A slide's name is often an accession number and its folder a patient's; both are kept out of logs
-and outputs on request. Tokens are kept out always.
+and outputs on request (`--pseudonymize`, `--hide-paths`). Tokens are kept out always.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
-from collections.abc import Callable
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import PurePath, PurePosixPath
 
 from wsipipe.errors import ConfigError
 
-__all__ = ["Pseudonymizer", "check_slide_id", "redact_tokens", "safe_name", "scrub_paths"]
+__all__ = ["TextFilter", "check_slide_id", "redact_tokens", "safe_name", "scrub_paths"]
 
 _TOKENS = (
     # Hugging Face, GitHub, AWS key ids, then whatever stands in an authorization header or query.
@@ -95,45 +95,59 @@ def scrub_paths(text: str) -> str:
     return _PATH.sub(last_part, text)
 
 
-class Pseudonymizer:
-    """Replaces slide ids by keyed hashes; who has the key file can repeat it, nobody can undo it.
+class TextFilter:
+    """What every text passes before it is written or shown: tokens go always, paths on request.
 
     Args:
-        key_file: At least 16 bytes, kept outside the output folder. Made by
-            `head -c 32 /dev/urandom > KEYFILE`.
-
-    Raises:
-        ConfigError: The key is missing or too short.
+        hide_paths: Of absolute paths only the last part stays.
+        hidden: Slide id -> (path, name) that give way to the id, for ids that are pseudonyms. Of
+            absolute paths nothing stays then, but names of Python files in tracebacks.
     """
 
-    def __init__(self, key_file: str | Path) -> None:
-        try:
-            self._key = Path(key_file).read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"{key_file}: the key file cannot be read ({error.strerror}).",
-                "Make one: head -c 32 /dev/urandom > KEYFILE",
-            ) from error
-        if len(self._key) < 16:
-            raise ConfigError(
-                f"{key_file}: a key of {len(self._key)} bytes is too short (16 are the least).",
-                "Make one: head -c 32 /dev/urandom > KEYFILE",
-            )
+    def __init__(
+        self, *, hide_paths: bool = False, hidden: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
+        self._hide_paths = hide_paths
+        self._hidden = hidden or {}
 
-    def __call__(self, slide_id: str) -> str:
-        """The pseudonym: `p` and 20 hex digits of HMAC-SHA256 (80 bits: no collisions in practice).
-
-        The whole id is hashed, folders included, so nothing of a name remains.
-        """
-        digest = hmac.new(self._key, slide_id.encode(errors="surrogateescape"), "sha256")
-        return f"p{digest.hexdigest()[:20]}"
-
-
-def text_filter(*, hide_paths: bool = False) -> Callable[[str], str]:
-    """What every text passes before it is written to a record: tokens go, folders on request."""
-
-    def clean(text: str) -> str:
+    def __call__(self, text: str) -> str:
+        """`text` that is about no slide in particular."""
         text = redact_tokens(text)
-        return scrub_paths(text) if hide_paths else text
+        if self._hidden:
+            return _PATH.sub(_only_code, text)
+        return scrub_paths(text) if self._hide_paths else text
 
-    return clean
+    def about(self, slide_id: object) -> Callable[[str], str]:
+        """The filter for texts about one slide."""
+        found = self._hidden.get(slide_id) if isinstance(slide_id, str) else None
+        if found is None:
+            return self
+        names = _name_pattern(*found)
+        return lambda text: self(names.sub(str(slide_id), text))
+
+    def path_of(self, slide_id: str, path: str) -> str:
+        """What stands for a slide's path in records and tables."""
+        return slide_id if slide_id in self._hidden else self(path)
+
+
+def _only_code(match: re.Match[str]) -> str:
+    last = re.split(r"[/\\]", match[0].rstrip("/\\"))[-1]
+    return f"…/{last}" if last.endswith(".py") else "…"
+
+
+def _name_pattern(path: str, name: str) -> re.Pattern[str]:
+    """Everything that stands for a slide in messages: its path, its folder, its file's name, its
+    id, each as written, as `repr` escapes it and in both Unicode forms."""
+    bare = path.partition("://")[2] or path
+    pure: PurePath = PurePosixPath(bare)
+    folders = [str(parent) for parent in pure.parents if len(parent.parts) > 1]
+    stem = pure.name.split(".")[0]
+    texts = {path, bare, *folders[:2], pure.name, name, *name.split("/")}
+    # A stem of a letter or two would be found in every other word.
+    texts |= {text for text in (stem, pure.stem) if len(text) > 3}
+    texts |= {unicodedata.normalize(form, text) for form in ("NFC", "NFD") for text in texts}
+    texts |= {repr(text)[1:-1] for text in texts}
+    ordered = sorted((t for t in texts if t not in ("", ".", "..")), key=len, reverse=True)
+    return re.compile(
+        "|".join(rf"(?<!\w){re.escape(text)}(?!\w)" for text in ordered), re.IGNORECASE
+    )

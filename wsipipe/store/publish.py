@@ -120,11 +120,11 @@ def make_folder(folder: str | Path) -> Path:
 
 
 @contextmanager
-def publishing(path: str | Path) -> Iterator[TemporaryFile]:
+def publishing(path: str | Path, *, mode: int = 0o666) -> Iterator[TemporaryFile]:
     """Write a file that appears under `path`, replacing what is there, once the block is left.
 
     If the block raises, nothing appears and the temporary is removed. Missing folders are made.
-    The mode is 0666 less the umask, so that a group may read what its umask allows.
+    The mode is 0666 (or `mode`) less the umask, so that a group may read what its umask allows.
 
     Raises:
         OutputError: The disk is full or the folder cannot be written.
@@ -136,7 +136,7 @@ def publishing(path: str | Path) -> Iterator[TemporaryFile]:
     try:
         step("publish:start")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o666)
+        fd = os.open(temporary, flags, mode)
         step("publish:open")
         yield TemporaryFile(temporary, fd)
         step("publish:written")

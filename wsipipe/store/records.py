@@ -16,7 +16,7 @@ from typing import Any, Literal
 from wsipipe.errors import WsipipeError
 from wsipipe.store._owner import Owner, this_process
 from wsipipe.store.events import plain, utc_now
-from wsipipe.store.names import text_filter
+from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import publish_text
 
 __all__ = ["Records", "SlideRecord", "SlideResult", "Status"]
@@ -109,12 +109,12 @@ class Records:
 
     Args:
         out: Folder of the run.
-        hide_paths: Keep only the last part of paths in what is recorded.
+        texts: What is recorded passes it.
     """
 
-    def __init__(self, out: str | Path, *, hide_paths: bool = False) -> None:
+    def __init__(self, out: str | Path, *, texts: TextFilter | None = None) -> None:
         self.folder = Path(out) / "attempts"
-        self._clean = text_filter(hide_paths=hide_paths)
+        self._texts = texts or TextFilter()
 
     def path_of(self, slide_id: str) -> Path:
         """The record's file."""
@@ -138,7 +138,7 @@ class Records:
             OutputError: It cannot be written.
         """
         record = self.read(slide_id) or SlideRecord(slide_id=slide_id, path="")
-        record.path = self._clean(str(path))
+        record.path = self._texts.path_of(slide_id, str(path))
         me = this_process()
         for attempt in record.attempts:
             # On another host nobody can look; that this process got the slide says it is free.
@@ -155,7 +155,7 @@ class Records:
                 "pid": me.pid,
                 "start": me.start,
                 "encoders": list(encoders),
-                **plain(facts, self._clean),
+                **plain(facts, self._texts.about(slide_id)),
             }
         )
         self._publish(record)
@@ -180,20 +180,24 @@ class Records:
         Raises:
             OutputError: It cannot be written.
         """
+        clean = self._texts.about(record.slide_id)
         for result in results:
             record.results[result.encoder] = SlideResult(
-                **{k: plain(v, self._clean) for k, v in asdict(result).items()}
+                **{
+                    k: clean(v) if k in ("reason", "error", "remedy") else plain(v)
+                    for k, v in asdict(result).items()
+                }
             )
         if state is None:
             failed = any(r.status == "failed" for r in results)
             state = "failed" if failed else "done"
         attempt = record.attempts[-1]
-        attempt.update(state=state, ended_utc=utc_now(), **plain(facts, self._clean))
+        attempt.update(state=state, ended_utc=utc_now(), **plain(facts, clean))
         for result in results:
             if result.status == "failed":
                 attempt.setdefault("errors", {})[result.encoder] = {
                     "stage": result.stage,
-                    "error": self._clean(result.error),
+                    "error": clean(result.error),
                 }
         self._publish(record)
 
