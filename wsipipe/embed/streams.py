@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wsipipe.embed.batcher import Batcher
 from wsipipe.embed.forward import Forward, Pending
 from wsipipe.embed.guard import Guard
+from wsipipe.embed.trace import Trace
 from wsipipe.embed.tuning import BatchTuner
 from wsipipe.embed.work import Batch, Part
 
@@ -51,13 +52,14 @@ class Streams:
         ahead: int,
         land: Land,
         fatal: Callable[[Exception], None],
+        trace: Trace,
     ) -> None:
         self._batcher, self._forward, self._tuner = batcher, forward, tuner
-        self._ahead, self._land, self._fatal = ahead, land, fatal
+        self._ahead, self._land, self._fatal, self._trace = ahead, land, fatal, trace
         self.clocks = [Clock() for _ in range(count)]
         self._threads = [
-            threading.Thread(target=self._loop, args=(clock,), daemon=True, name="stream")
-            for clock in self.clocks
+            threading.Thread(target=self._loop, args=(clock,), daemon=True, name=f"stream {i}")
+            for i, clock in enumerate(self.clocks, 1)
         ]
 
     def start(self) -> None:
@@ -86,20 +88,27 @@ class Streams:
             pending: deque[tuple[Batch, list[Pending], float]] = deque()
             while True:
                 asked = time.monotonic()
-                batch = self._batcher.take(wait=not pending)
+                with self._trace.span("wait for tiles"):
+                    batch = self._batcher.take(wait=not pending)
                 begun = time.monotonic()
                 clock.waiting += begun - asked
                 if batch is None and not pending:
                     return
                 if batch is not None:
-                    launched = [self._forward.launch(i, batch.tiles) for i in batch.encoders]
+                    launched = [self._launch(i, batch) for i in batch.encoders]
                     pending.append((batch, launched, begun))
                 if len(pending) > self._ahead or batch is None:
                     self._fetch(*pending.popleft(), clock)
                 clock.busy += time.monotonic() - begun
 
+    def _launch(self, index: int, batch: Batch) -> Pending:
+        name = self._forward.name(index)
+        with self._trace.span("forward", encoder=name, tiles=len(batch.tiles)):
+            return self._forward.launch(index, batch.tiles)
+
     def _fetch(self, batch: Batch, launched: list[Pending], begun: float, clock: Clock) -> None:
-        results = [pending.fetch() for pending in launched]
+        with self._trace.span("fetch", tiles=len(batch.tiles)):
+            results = [pending.fetch() for pending in launched]
         self._tuner.timed(len(batch.tiles), time.monotonic() - begun)
         self._batcher.settle(batch)
         clock.tiles += len(batch.tiles)
