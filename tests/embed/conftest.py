@@ -26,6 +26,7 @@ class FakeGrid:
 @dataclass
 class FakeJob:
     rows: np.ndarray
+    index: int = 0
 
 
 @dataclass

@@ -150,6 +150,8 @@ class Readers:
                 self._feed.release()
                 continue
             progress.queue = [(view, job) for view in views for job in view.jobs]
+            # Views that share what they decode are read together, down the slide.
+            progress.queue.sort(key=lambda pair: pair[1].index)
             progress.jobs_left = len(progress.queue)
             progress.rows_left = sum(len(view.wanted(job.rows)) for view, job in progress.queue)
             if progress.queue:

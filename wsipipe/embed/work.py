@@ -30,7 +30,7 @@ class View:
 
     Attributes:
         sinks: Encoder's index -> where its rows go.
-        jobs: Read jobs still to be done, in row order.
+        jobs: Read jobs still to be done, in row order; `index` orders all of a slide's.
         missing: (N,) bool, rows that are wanted; None = all. A job is read whole, but only its
             missing rows are embedded.
     """
