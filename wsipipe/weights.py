@@ -340,11 +340,19 @@ def _read_torch(path: Path, name: str) -> dict[str, Any]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
-        first_line = str(error).strip().splitlines()[0]
+        # torch's own words advise to unpickle; only the name of what it met is of use here.
+        met = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if met is None:
+            raise WeightsError(
+                name,
+                f"Encoder {name}: {path} cannot be read as weights: it is neither safetensors nor "
+                "a checkpoint of torch.",
+                "Download it again, or give another file.",
+            ) from error
         raise WeightsError(
             name,
-            f"Encoder {name}: {path} is not a plain state dict ({first_line}). Files that hold "
-            "Python objects can run code when they are read, so they are refused.",
+            f"Encoder {name}: {path} is not a plain state dict (it holds {met[1]}). Files that "
+            "hold Python objects can run code when they are read, so they are refused.",
             "Convert it once: python -m wsipipe.encoders.convert pickled IN OUT.safetensors "
             "(it runs nothing from the file).",
         ) from error

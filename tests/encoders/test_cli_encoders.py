@@ -117,4 +117,7 @@ def test_pull_says_why_it_cannot(phikon_hub: Hub) -> None:
     assert by_hand.returncode == 3
     assert "7c998680060c8743" in by_hand.stderr
     assert run("pull").returncode == 2
+    nothing = run("pull", "texture", "--bundle", "none.tar")
+    assert nothing.returncode == 2
+    assert "Nothing to put into none.tar" in nothing.stderr
     assert run("pull", "phikon", "--from", "x.tar").returncode == 2

@@ -128,6 +128,9 @@ def test_timm_with_random_weights_repeats_itself(tiles) -> None:
         resolve("timm:vit_tiny_patch16_224?pooling=mean")
 
 
+TINY = "vit_tiny_patch16_224"
+
+
 def timm_repo(depth: int = 1) -> tuple[dict[str, bytes | str], dict]:
     import timm
 
@@ -187,6 +190,28 @@ def test_local_checkpoint_folder(tmp_path, tiles) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="timm's format"):
         create_encoder(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"architecture": "vit_of_next_year"}, "no architecture 'vit_of_next_year'"),
+        ({"architecture": ["vit"]}, "no architecture"),
+        ({"architecture": TINY, "model_args": {"depht": 1}}, "depht"),
+        ({"architecture": TINY, "model_args": [1]}, "no model that timm can make"),
+        ({"architecture": TINY, "input_size": [3, "a", "a"]}, "no model that timm can make"),
+    ],
+)
+def test_odd_configurations_are_told(config: dict, complaint: str, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=complaint):
+        resolve(str(tmp_path))
+
+
+def test_a_configuration_may_leave_its_defaults_out(tmp_path) -> None:
+    config = {"architecture": TINY, "pretrained_cfg": None, "model_args": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert resolve(str(tmp_path)).mean == (0.485, 0.456, 0.406)
 
 
 ENCODER_FILE = """

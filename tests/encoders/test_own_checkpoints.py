@@ -15,6 +15,7 @@ from wsipipe.encoders import create_encoder, resolve
 from wsipipe.encoders.convert.__main__ import main as convert
 from wsipipe.encoders.convert.remedis import timm_names
 from wsipipe.errors import ConfigError, UnknownEncoderError, WeightsError
+from wsipipe.weights import read_state
 
 CARD = {
     "name": "ours",
@@ -87,6 +88,7 @@ def test_yaml_card_that_would_average_registers_is_refused(card_file: Path) -> N
         ({"layout": "caffe"}, "layout 'caffe'"),
         ({"pooling": "max"}, "pooling 'max'"),
         ({"mean": [124, 116, 104], "std": [58, 57, 57]}, "scaled to 0..1"),
+        ({"kwargs": [1]}, "kwargs must be a mapping"),
     ],
 )
 def test_wrong_cards_are_told(card_file: Path, change: dict, complaint: str) -> None:
@@ -106,6 +108,26 @@ def test_files_that_are_no_cards(tmp_path: Path) -> None:
     broken.write_text("- a list")
     with pytest.raises(ConfigError, match="mapping"):
         resolve(str(broken))
+    broken.write_bytes(b"name: caf\xe9")
+    with pytest.raises(ConfigError, match="not YAML"):
+        resolve(str(broken))
+
+
+def test_kwargs_may_be_left_empty(card_file: Path) -> None:
+    card_file.write_text(yaml.safe_dump({**CARD, "kwargs": None}))
+    assert resolve(str(card_file)).arch_kwargs == {}
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"\x93NUMPY and more")
+    with pytest.raises(WeightsError, match="neither safetensors nor a checkpoint") as caught:
+        read_state(path, "ours")
+    assert "weights_only" not in str(caught.value)
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(WeightsError, match=r"holds torch.nn.modules.linear.Linear") as caught:
+        read_state(path, "ours")
+    assert "weights_only" not in str(caught.value)  # torch's advice is to unpickle
 
 
 def test_closed_encoders_ask_for_a_checkpoint() -> None:

@@ -78,7 +78,12 @@ def _pull(names: list[str], bundle: Path | None, as_json: bool) -> None:
             # One encoder that cannot be had must not keep the others from being fetched.
             failures.append(error)
             typer.echo(f"wsipipe: {error}", err=True)
-    if bundle is not None and pulled and not failures:
+    if bundle is not None and not failures:
+        if not pulled:
+            raise ConfigError(
+                f"Nothing to put into {bundle}: these encoders need no download.",
+                "They work without network as they are.",
+            )
         write_bundle(pulled, bundle)
         typer.echo(f"bundle: {bundle}", err=True)
     _report([entry for entry, _ in pulled], as_json, failures)

@@ -60,7 +60,7 @@ def from_yaml(path: Path) -> Recipe:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a card: it must be a mapping of keys to values.")
@@ -68,7 +68,10 @@ def from_yaml(path: Path) -> Recipe:
     _refuse_strangers(path, settings)
     prefix = settings.pop("prefix_tokens", None)
     weights = settings.pop("weights", None)
-    settings["arch_kwargs"] = {**settings.get("arch_kwargs", {}), **settings.pop("kwargs", {})}
+    arguments = [settings.pop(key, None) or {} for key in ("arch_kwargs", "kwargs")]
+    if not all(isinstance(part, dict) for part in arguments):
+        raise ConfigError(f"The card {path}: kwargs must be a mapping of names to values.")
+    settings["arch_kwargs"] = arguments[0] | arguments[1]
     settings.setdefault("layout", "timm")
     settings.setdefault("mpp", None)
     settings.setdefault("mean", None)

@@ -171,17 +171,32 @@ def _from_config(
             f"{config} is not in timm's format (it names no 'architecture').",
             "Use a catalogue name for such a model, or write a card: docs/add-your-encoder.md.",
         )
-    pretrained = {**settings, **settings.get("pretrained_cfg", {})}
-    model_args = dict(settings.get("model_args") or {})
-    card = _card_from_timm(
-        name,
-        settings["architecture"],
-        pretrained,
-        model_args,
-        hub=hub,
-        revision=revision,
-        pool=settings.get("global_pool"),
-    )
+    import timm
+
+    arch = settings["architecture"]
+    if not isinstance(arch, str) or not timm.is_model(arch):
+        raise WeightsError(
+            name,
+            f"{config}: the installed timm {timm.__version__} has no architecture {arch!r}.",
+            "A newer timm may have it: pip install -U timm.",
+        )
+    try:
+        card = _card_from_timm(
+            name,
+            arch,
+            {**settings, **(settings.get("pretrained_cfg") or {})},
+            dict(settings.get("model_args") or {}),
+            hub=hub,
+            revision=revision,
+            pool=settings.get("global_pool"),
+        )
+    # The arguments go to timm as they stand in somebody's file; it raises whatever they provoke.
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
+        raise WeightsError(
+            name,
+            f"{config} describes no model that timm can make: {error}.",
+            "Correct the file, or download it again.",
+        ) from error
     return Recipe(card, _build, origin, folder=folder, definition=_definition(card))
 
 
