@@ -7,6 +7,7 @@ or, for a group of commands, a `typer.Typer` named `app`.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -104,9 +105,27 @@ def _root(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit with the codes of the contract."""
+    """Run the command line and exit with the codes of the contract.
+
+    What nobody foresaw ends with 70 (BSD's EX_SOFTWARE), never with 1: that means that all slides
+    but the failed ones are complete.
+    """
     try:
         app(args=args, standalone_mode=True)
     except WsipipeError as error:
         typer.echo(f"wsipipe: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if os.environ.get("WSIPIPE_DEBUG"):
+            raise
+        typer.echo(f"wsipipe: {error}.", err=True)
+        sys.exit(4)
+    except Exception as error:
+        if os.environ.get("WSIPIPE_DEBUG"):
+            raise
+        typer.echo(
+            f"wsipipe: unexpected {type(error).__name__}: {error}. This is a bug, or input that "
+            "wsipipe should have refused; WSIPIPE_DEBUG=1 shows where. What is finished is whole.",
+            err=True,
+        )
+        sys.exit(70)
