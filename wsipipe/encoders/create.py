@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsipipe import weights as weights_store
 from wsipipe.encoders.encoder import Encoder
+from wsipipe.encoders.openvino import OpenVinoEncoder, openvino_place
 from wsipipe.encoders.precision import resolve_precision
 from wsipipe.encoders.registry import Recipe, find
 from wsipipe.encoders.remap import to_network
@@ -34,7 +36,8 @@ def create_encoder(
         name: Catalogue name or alias, `timm:ARCH`, `hf-hub:ORG/REPO`, a folder, a .py file or a
             .yaml card.
         weights: A checkpoint of one's own, instead of the published one.
-        device: As torch names it; "auto" takes a GPU where there is one.
+        device: As torch names it; "auto" takes a GPU where there is one; "openvino" (its CPU) or
+            "openvino:GPU" runs the network by OpenVINO.
         precision: "auto", "fp32", "bf16" or "fp16".
 
     Returns:
@@ -46,7 +49,8 @@ def create_encoder(
         WeightsError: Weights cannot be had, or do not fit to the last key.
     """
     recipe = find(name)
-    place = pick_device(device)
+    elsewhere = openvino_place(device)
+    place = pick_device("cpu" if elsewhere else device)
     arithmetic = resolve_precision(precision, recipe.card.precision, place)
     if weights is None and not recipe.loads:
         network = build_seeded(recipe)
@@ -57,15 +61,16 @@ def create_encoder(
             recipe, weights_store.read_state(located.path, recipe.card.name, recipe.card.unwrap)
         )
         digest, revision = located.sha256, located.revision
-    return Encoder(
-        recipe.card,
-        network,
-        precision=arithmetic,
-        device=place,
-        weights_sha256=digest,
-        revision=revision,
-        definition=recipe.definition,
-    )
+    identity: dict[str, Any] = {
+        "weights_sha256": digest,
+        "revision": revision,
+        "definition": recipe.definition,
+    }
+    if elsewhere is not None:
+        return OpenVinoEncoder(
+            recipe.card, network, precision=arithmetic, place=elsewhere, **identity
+        )
+    return Encoder(recipe.card, network, precision=arithmetic, device=place, **identity)
 
 
 def pick_device(device: str | torch.device) -> torch.device:

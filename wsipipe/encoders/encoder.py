@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
 
     Attributes:
         card: What the makers intended.
+        backend: What computes, and its version.
         precision: "fp32", "bf16" or "fp16", resolved.
         weights_sha256: Of the weights file, or of the parameters where there is no file.
         revision: Commit of the hub repository, or None.
@@ -67,6 +69,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.card = card
+        self.backend = f"torch {torch.__version__}"
         self.precision: Resolved = precision
         self.weights_sha256 = weights_sha256
         self.revision = revision
@@ -100,12 +103,7 @@ class Encoder(nn.Module):
             with self._autocast():
                 features: Tensor = self.network(pixels)
             if features.shape != (len(batch), self.card.dim):
-                raise EncoderError(
-                    self.card.name,
-                    f"Encoder {self.card.name} returned shape {tuple(features.shape)} for "
-                    f"{len(batch)} tiles; its card says ({len(batch)}, {self.card.dim}).",
-                    "Correct `dim` on the card, or what `build` returns.",
-                )
+                raise self._wrong_shape(features.shape, len(batch))
             return features.float()
 
     def start(self, tiles: NDArray[np.uint8] | Tensor) -> PendingFeatures:
@@ -130,9 +128,24 @@ class Encoder(nn.Module):
             event.record()
         return PendingFeatures(host, event, (batch, features))
 
+    def run_side_by_side(self, streams: int) -> None:
+        """Told, before the first batch, how many threads will call `start` at the same time."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is recorded beside the features, and is no part of their identity."""
+        return {"backend": self.backend}
+
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, for the identity of a feature file (precision is left out)."""
         return self.card.identity(self.weights_sha256, self.revision, self.definition)
+
+    def _wrong_shape(self, shape: Sequence[int], count: int) -> EncoderError:
+        return EncoderError(
+            self.card.name,
+            f"Encoder {self.card.name} returned shape {tuple(shape)} for {count} tiles; its card "
+            f"says ({count}, {self.card.dim}).",
+            "Correct `dim` on the card, or what `build` returns.",
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
