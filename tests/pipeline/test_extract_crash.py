@@ -43,6 +43,10 @@ def test_a_slide_that_crashed_twice_is_left_out_with_a_reason(
     assert result.failed == ("s1",)
     assert "crashed its process 2 times" in result.reasons["s1"]
     assert "attempts/" in result.reasons["s1"]
+    again = wp.extract(slides, encoder=encoder, out=out)
+    assert again.failed == ("s1",), "being left out acquits no slide"
+    Records(out).path_of("s1").unlink()
+    assert wp.extract(slides, encoder=encoder, out=out).done == ("s0", "s1", "s2")
 
 
 def test_kills_from_outside_are_held_against_no_slide(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tifffile
 
 import wsipipe as wp
 from wsipipe.config import ExtractSettings
@@ -97,3 +98,29 @@ def test_a_worker_that_cannot_go_on_ends_the_run(
     encoder = make_encoder(act="raise ValueError('bad layer')")
     with pytest.raises(wp.EncoderError, match="bad layer"):
         wp.extract(many, encoder=encoder, out=tmp_path / "out", device="cpu,cpu")
+
+
+@pytest.mark.full
+def test_a_slide_that_kills_its_workers_is_left_out_and_the_others_are_done(
+    many: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    """As if the system killed for memory: SIGKILL, twice, whatever the slides beside it."""
+    with tifffile.TiffFile(many / "s3.svs") as tif:
+        about = tif.pages[0].description
+    green = np.zeros((768, 1024, 3), np.uint8)
+    green[...] = (40, 200, 40)
+    with tifffile.TiffWriter(many / "s3.svs") as tif:
+        tif.write(green, tile=(256, 256), photometric="rgb", description=about, metadata=None)
+    act = (
+        "import os, time; time.sleep(0.02); "
+        "os.kill(os.getpid(), 9) if (x[:, 1] - x[:, 0]).mean((1, 2)).max() > 0.5 else None"
+    )
+    watch = Watch()
+    settings = ExtractSettings.of(
+        encoders=(make_encoder(act=act),), tissue="none", device="cpu,cpu", out=tmp_path / "out"
+    )
+    result = run_extract(settings, many, reporter=watch)
+    assert set(result.done) == {"s0", "s1", "s2", "s4", "s5"}
+    assert set(result.failed) == {"s3", "text"}
+    assert "crashed its process 2 times" in result.reasons["s3"]
+    assert sum("started again" in line for line in watch.said) == 2

@@ -39,7 +39,11 @@ class Claims:
         replan: The same slide's plan as of now.
         elsewhere: Told of a slide that another process has settled; returns False where that
             process has failed on something that this one should try itself.
+        suspect: Whether a slide has crashed a process: it is put off, to run alone later.
         drain: Ends the waiting.
+
+    Attributes:
+        put_off: The suspects met.
     """
 
     def __init__(
@@ -49,10 +53,13 @@ class Claims:
         *,
         replan: Callable[[SlidePlan], SlidePlan],
         elsewhere: Callable[[SlidePlan], bool],
+        suspect: Callable[[SlidePlan], bool],
         drain: Drain,
     ) -> None:
         self._leases, self._waiting = leases, deque(plans)
         self._replan, self._elsewhere, self._drain = replan, elsewhere, drain
+        self._suspect = suspect
+        self.put_off: list[SlidePlan] = []
         self._held: dict[str, Lease] = {}
 
     def __iter__(self) -> Iterator[SlidePlan]:
@@ -69,6 +76,11 @@ class Claims:
                 now = self._replan(plan)
                 if self._elsewhere(now):
                     lease.release()
+                    continue
+                # Its owner has died, or the lease would not be free: with it in hand?
+                if self._suspect(now):
+                    lease.release()
+                    self.put_off.append(now)
                     continue
                 self._held[plan.entry.slide_id] = lease
                 taken = True

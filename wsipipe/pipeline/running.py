@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.drain import Drain
@@ -11,12 +12,12 @@ from wsipipe.embed.engine import Engine, EngineOptions
 from wsipipe.embed.forward import keep_freed_memory, prepare_torch
 from wsipipe.embed.resources import Threads, available_cpus, share_threads
 from wsipipe.embed.tiles import read_job
+from wsipipe.embed.trace import Trace
 from wsipipe.embed.tuning import BatchTuner
 from wsipipe.embed.work import Task
-from wsipipe.encoders import Encoder, create_encoder
 from wsipipe.pipeline.account import Account, StrictStop
 from wsipipe.pipeline.claims import Claims, failed_meanwhile, in_order
-from wsipipe.pipeline.crash import LIMIT, CrashTrace, QuarantinedError, crashes
+from wsipipe.pipeline.crash import LIMIT, CrashTrace, QuarantinedError, crashes, orphaned
 from wsipipe.pipeline.planning import SlidePlan, plan_slides
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
@@ -26,9 +27,14 @@ from wsipipe.slide.staging import Stage
 from wsipipe.store import EventLog, Leases, Records, TextFilter
 from wsipipe.store.events import utc_now
 
+if TYPE_CHECKING:
+    from wsipipe.encoders import Encoder
+
 __all__ = ["RunState"]
 
 LEASE_FOLDER = ".leases"
+# In which the parent of several processes sees that one of them is dead, and leaves its trace.
+_PARENT_S = 2.0
 # Where the ramp of batch sizes starts and how far it may go.
 _RAMP = {"cpu": (8, 32), "cuda": (64, 1024)}
 
@@ -62,6 +68,7 @@ class RunState:
         self._encoders: list[Encoder] = []
         self._threads: Threads | None = None
         self._tuner = BatchTuner(1)
+        self._trace = Trace(settings.profile, f"wsipipe {settings.device}")
         self._account = Account(
             self._records,
             self._events,
@@ -90,16 +97,24 @@ class RunState:
                 self._leases.close()
             if self._stage is not None:
                 self._stage.close()
+            self._trace.close()
 
     def _run(self) -> None:
         usual, suspects = self._take_stock()
         if not usual and not suspects:
             return
-        self._make_encoders()
+        with self._trace.span("load encoders"):
+            self._make_encoders()
+        self._embed(usual)
+        if self._claims is not None:
+            suspects += self._claims.put_off
         # Suspects one by one, after all others: what crashes then is to blame.
-        for plans in [usual, *([plan] for plan in suspects)]:
-            if plans and not self._drain.requested:
-                self._engine().run(self._tasks(plans), self._account)
+        for plan in suspects:
+            self._embed([plan], alone=True)
+
+    def _embed(self, plans: Sequence[SlidePlan], *, alone: bool = False) -> None:
+        if plans and not self._drain.requested:
+            self._engine().run(self._tasks(plans, alone=alone), self._account)
 
     def _take_stock(self) -> tuple[list[SlidePlan], list[SlidePlan]]:
         """Settle what needs no work; returns the rest, and what was in flight at a crash."""
@@ -111,14 +126,15 @@ class RunState:
             elif not plan.todo:
                 self._account.done_before(plan)
             else:
-                slide_id = plan.entry.slide_id
-                died = crashes(self._settings.out, self._records.read(slide_id))
+                died = self._crashes(plan)
                 if died >= LIMIT:
-                    problem = f"it has crashed its process {died} times; it is left out"
-                    self._refuse(plan, QuarantinedError(plan.entry.path, problem))
+                    self._refuse(plan, _quarantined(plan, died))
                 else:
                     (suspects if died else usual).append(plan)
         return usual, suspects
+
+    def _crashes(self, plan: SlidePlan) -> int:
+        return crashes(self._settings.out, self._records.read(plan.entry.slide_id))
 
     def _refuse(self, plan: SlidePlan, error: Exception) -> None:
         self._account.refused(plan, error)
@@ -130,6 +146,9 @@ class RunState:
     def _make_encoders(self) -> None:
         if self._encoders:
             return
+        # Only now: a run that finds all done needs no torch.
+        from wsipipe.encoders import create_encoder
+
         settings = self._settings
         precision: str = settings.precision
         if settings.deterministic and precision == "auto":
@@ -146,6 +165,8 @@ class RunState:
         intra = 1 if settings.deterministic else self._threads.intra
         prepare_torch(intra, deterministic=settings.deterministic)
         keep_freed_memory()
+        for encoder in self._encoders:
+            encoder.run_side_by_side(self._threads.streams)
         first, limit = _RAMP.get(kind, _RAMP["cuda"])
         fixed = settings.batch_size
         self._tuner = BatchTuner(fixed) if isinstance(fixed, int) else BatchTuner(first, limit)
@@ -160,26 +181,45 @@ class RunState:
             on_gpu=self._encoders[0].device.type == "cuda",
             one_by_one=settings.deterministic,
         )
-        return Engine(self._encoders, read_job, self._tuner, options, self._drain)
+        return Engine(
+            self._encoders, read_job, self._tuner, options, self._drain, trace=self._trace
+        )
 
     # ---- the slides ----------------------------------------------------------------------------
 
-    def _tasks(self, plans: Sequence[SlidePlan]) -> Iterator[Task]:
+    def _tasks(self, plans: Sequence[SlidePlan], *, alone: bool) -> Iterator[Task]:
         run = RunContext(
-            self._settings, self._targets, self._encoders, self._records, self._tuner, self._stage
+            self._settings,
+            self._targets,
+            self._encoders,
+            self._records,
+            self._tuner,
+            self._stage,
+            self._trace,
         )
         source: Iterator[SlidePlan] = iter(plans)
         if self._leases is not None:
             self._claims = Claims(
                 self._leases,
                 in_order(plans),
-                replan=self._replan,
+                replan=self._replan_alone if alone else self._replan,
                 elsewhere=self._settled_elsewhere,
+                suspect=lambda plan: not alone and self._is_suspect(plan),
                 drain=self._drain,
             )
             source = iter(self._claims)
         for plan in source:
             yield SlideTask(plan, run)
+
+    def _replan_alone(self, plan: SlidePlan) -> SlidePlan:
+        """Taken over from the dead a second time: whether it crashed again is being written."""
+        if orphaned(self._records.read(plan.entry.slide_id), self._begun_utc):
+            time.sleep(_PARENT_S)
+        return self._replan(plan)
+
+    def _is_suspect(self, plan: SlidePlan) -> bool:
+        record = self._records.read(plan.entry.slide_id)
+        return crashes(self._settings.out, record) > 0 or orphaned(record, self._begun_utc)
 
     def _replan(self, plan: SlidePlan) -> SlidePlan:
         return plan_slides(self._settings, self._targets, [plan.entry])[0]
@@ -187,6 +227,9 @@ class RunState:
     def _settled_elsewhere(self, plan: SlidePlan) -> bool:
         if failed_meanwhile(self._records, plan.entry.slide_id, self._begun_utc):
             self._account.failed_elsewhere(plan)
+            return True
+        if (died := self._crashes(plan)) >= LIMIT:
+            self._account.refused(plan, _quarantined(plan, died))
             return True
         now = self._replan(plan)
         if now.todo:
@@ -220,6 +263,7 @@ class RunState:
         return {
             "resolved": {
                 "device": str(self._encoders[0].device),
+                "backend": self._encoders[0].backend,
                 "precision": {e.card.name: e.precision for e in self._encoders},
                 "batch_size": self._tuner.size,
                 "decode_threads": self._threads.decode,
@@ -231,3 +275,9 @@ class RunState:
     def result(self, seconds: float) -> RunResult:
         """How the run ended."""
         return self._account.result(self._settings.out, self._plans, seconds)
+
+
+def _quarantined(plan: SlidePlan, died: int) -> QuarantinedError:
+    return QuarantinedError(
+        plan.entry.path, f"it has crashed its process {died} times; it is left out"
+    )

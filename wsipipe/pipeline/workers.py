@@ -15,15 +15,18 @@ import signal
 import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.drain import Drain
 from wsipipe.embed.engine import Snapshot
 from wsipipe.embed.resources import available_cpus
+from wsipipe.embed.trace import join_traces
 from wsipipe.errors import WsipipeError
 from wsipipe.pipeline.account import Account
 from wsipipe.pipeline.claims import failed_meanwhile
+from wsipipe.pipeline.crash import leave_trace
 from wsipipe.pipeline.planning import plan_slides
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
@@ -37,6 +40,10 @@ __all__ = ["Crew", "work"]
 
 _RESTARTS = 3  # of one device's process
 _POLL_S = 0.3
+_FATAL = (
+    *(signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT),
+    *(signal.SIGBUS, signal.SIGILL, signal.SIGFPE),
+)
 
 
 class _Told(Reporter):
@@ -118,6 +125,7 @@ class Crew:
         self._cpus = max(1, available_cpus() // len(plan.settings.devices))
         self._tiles = 0
         self._workers: list[_Worker] = []
+        self._traces: list[Path] = []
 
     def run(self) -> None:
         """Start the workers and wait for them.
@@ -140,10 +148,17 @@ class Crew:
         finally:
             for worker in self._workers:
                 worker.process.join()
+            if self._settings.profile is not None:
+                join_traces(self._traces, self._settings.profile)
 
     def _start(self, device: str, restarts: int = 0) -> _Worker:
         ours, theirs = self._context.Pipe(duplex=False)
-        settings = self._settings.model_copy(update={"device": device, "join": True})
+        own: dict[str, Any] = {"device": device, "join": True}
+        if self._settings.profile is not None:
+            name = f"{self._settings.profile.name}.{len(self._traces)}.part"
+            own["profile"] = self._settings.profile.with_name(name)
+            self._traces.append(own["profile"])
+        settings = self._settings.model_copy(update=own)
         process = self._context.Process(
             target=_process, args=(settings, self._inputs, self._cpus, theirs), daemon=False
         )
@@ -180,8 +195,13 @@ class Crew:
         for worker in [w for w in self._workers if w.silent and not w.process.is_alive()]:
             self._workers.remove(worker)
             self._tiles += worker.snapshot.tiles if worker.snapshot is not None else 0
-            killed = (worker.process.exitcode or 0) < 0
-            if killed and worker.restarts < _RESTARTS and not self._drain.requested:
+            by = -int(worker.process.exitcode or 0)
+            if by not in _FATAL or self._drain.requested:
+                continue
+            # A slide in hand may be why: it is a suspect from now on.
+            said = f"Killed by {signal.Signals(by).name}."
+            leave_trace(self._settings.out, int(worker.process.pid or 0), said)
+            if worker.restarts < _RESTARTS:
                 self._reporter.say(f"The process on {worker.device} died; it is started again.")
                 self._workers.append(self._start(worker.device, worker.restarts + 1))
 
