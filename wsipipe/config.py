@@ -59,6 +59,9 @@ class ExtractSettings(_Settings):
         min_tissue: Fraction of a tile's area that must be tissue.
         tissue: Name of a detector, "none", or a folder of GeoJSON masks.
         roi: GeoJSON file, or folder of them, to stay inside of; `roi_class` picks one class.
+        quality: Measure each tile (`quality/<name>` in the feature file).
+        min_focus, min_saturation, max_pen, max_blood, max_black: Leave out tiles beyond these;
+            see `wsipipe.tissue.quality`. Each implies `quality`.
         slide_mpp: Level-0 resolution in µm per pixel, for all slides; wins over metadata.
         device: "auto" or a torch device; several, with commas, get a process each.
         precision: "auto" or how the model computes.
@@ -95,6 +98,12 @@ class ExtractSettings(_Settings):
     tissue: str = "auto"
     roi: Path | None = None
     roi_class: str | None = None
+    quality: bool = False
+    min_focus: float | None = Field(None, ge=0)
+    min_saturation: float | None = Field(None, ge=0, le=1)
+    max_pen: float | None = Field(None, ge=0, le=1)
+    max_blood: float | None = Field(None, ge=0, le=1)
+    max_black: float | None = Field(None, ge=0, le=1)
     slide_mpp: float | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

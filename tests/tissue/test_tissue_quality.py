@@ -9,8 +9,8 @@ from tissue_pictures import paint
 
 from wsipipe.tissue.quality import (
     MEASURES,
+    QualityFilter,
     flag_outliers,
-    keep_tiles,
     slide_quality,
     tile_quality,
 )
@@ -85,8 +85,8 @@ def test_filters_keep_what_passes_and_what_could_not_be_measured() -> None:
         "focus": np.array([10, 200, np.nan, 300], np.float32),
         "pen": np.array([0, 0.6, 0, 0.1], np.float32),
     }
-    assert keep_tiles(quality).all()
-    keep = keep_tiles(quality, minimum={"focus": 100}, maximum={"pen": 0.5})
+    assert QualityFilter().keep(quality).all()
+    keep = QualityFilter.of(min_focus=100, max_pen=0.5, min_saturation=None).keep(quality)
     assert keep.tolist() == [False, False, True, True]
 
 

@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
+
+import typer
 
 from wsipipe.errors import ConfigError
 
-__all__ = ["number_or_auto", "quiet_threads"]
+__all__ = [
+    "MaxBlack",
+    "MaxBlood",
+    "MaxPen",
+    "MeasureQuality",
+    "MinFocus",
+    "MinSaturation",
+    "number_or_auto",
+    "quiet_threads",
+]
+
+_PANEL = "Quality of tiles (filters are off unless given)"
+MeasureQuality = Annotated[
+    bool,
+    typer.Option(
+        "--quality",
+        help="Measure each tile: focus, pen, blood, black, saturation.",
+        rich_help_panel=_PANEL,
+    ),
+]
+MinFocus = Annotated[
+    float | None, typer.Option(help="Variance of the Laplacian at 1 µm/px.", rich_help_panel=_PANEL)
+]
+MinSaturation = Annotated[
+    float | None, typer.Option(help="Mean saturation, 0 to 1.", rich_help_panel=_PANEL)
+]
+MaxPen = Annotated[
+    float | None, typer.Option(help="Fraction of a tile, 0 to 1.", rich_help_panel=_PANEL)
+]
+MaxBlood = Annotated[
+    float | None, typer.Option(help="Fraction of a tile, 0 to 1.", rich_help_panel=_PANEL)
+]
+MaxBlack = Annotated[
+    float | None, typer.Option(help="Fraction of a tile, 0 to 1.", rich_help_panel=_PANEL)
+]
 
 
 def quiet_threads() -> None:

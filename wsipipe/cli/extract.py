@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsipipe.cli._options import (
+    MaxBlack,
+    MaxBlood,
+    MaxPen,
+    MeasureQuality,
+    MinFocus,
+    MinSaturation,
+    number_or_auto,
+    quiet_threads,
+)
+
 if TYPE_CHECKING:
     from wsipipe.config import ExtractSettings
     from wsipipe.embed.drain import Drain
@@ -91,6 +102,12 @@ def command(
         str | None,
         typer.Option(help="Only annotations of this class.", rich_help_panel=_TISSUE),
     ] = None,
+    quality: MeasureQuality = False,
+    min_focus: MinFocus = None,
+    min_saturation: MinSaturation = None,
+    max_pen: MaxPen = None,
+    max_blood: MaxBlood = None,
+    max_black: MaxBlack = None,
     device: Annotated[
         str,
         typer.Option(
@@ -242,7 +259,6 @@ def command(
     3 weights or a package are missing, 4 disk full or not writable, 75 stopped by a signal: run
     the same command again.
     """
-    from wsipipe.cli._options import number_or_auto, quiet_threads
     from wsipipe.embed.drain import Drain
 
     # First of all: a signal that comes while torch loads must not be lost.
@@ -265,6 +281,12 @@ def command(
             tissue=tissue,
             roi=roi,
             roi_class=roi_class,
+            quality=quality,
+            min_focus=min_focus,
+            min_saturation=min_saturation,
+            max_pen=max_pen,
+            max_blood=max_blood,
+            max_black=max_black,
             device=device,
             precision=precision,
             batch_size=number_or_auto("--batch-size", batch_size),

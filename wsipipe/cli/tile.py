@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-_FILTERS = "Filters (off unless given; they read every tile)"
+from wsipipe.cli._options import (
+    MaxBlack,
+    MaxBlood,
+    MaxPen,
+    MeasureQuality,
+    MinFocus,
+    MinSaturation,
+    quiet_threads,
+)
 
 
 def command(
@@ -34,25 +42,12 @@ def command(
     ] = None,
     roi_class: Annotated[str | None, typer.Option(help="Only annotations of this class.")] = None,
     slide_mpp: Annotated[float | None, typer.Option(help="As for extract.")] = None,
-    quality: Annotated[
-        bool, typer.Option("--quality", help="Measure focus, pen, blood, black, saturation.")
-    ] = False,
-    min_focus: Annotated[
-        float | None,
-        typer.Option(help="Variance of the Laplacian at 1 µm/px.", rich_help_panel=_FILTERS),
-    ] = None,
-    min_saturation: Annotated[
-        float | None, typer.Option(help="Mean saturation, 0 to 1.", rich_help_panel=_FILTERS)
-    ] = None,
-    max_pen: Annotated[
-        float | None, typer.Option(help="Fraction of a tile.", rich_help_panel=_FILTERS)
-    ] = None,
-    max_blood: Annotated[
-        float | None, typer.Option(help="Fraction of a tile.", rich_help_panel=_FILTERS)
-    ] = None,
-    max_black: Annotated[
-        float | None, typer.Option(help="Fraction of a tile.", rich_help_panel=_FILTERS)
-    ] = None,
+    quality: MeasureQuality = False,
+    min_focus: MinFocus = None,
+    min_saturation: MinSaturation = None,
+    max_pen: MaxPen = None,
+    max_blood: MaxBlood = None,
+    max_black: MaxBlack = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Replace files of other settings.")
     ] = False,
@@ -75,7 +70,6 @@ def command(
 
     Exit codes: as for `wsipipe tissue`.
     """
-    from wsipipe.cli._options import quiet_threads
     from wsipipe.embed.drain import Drain
 
     drain = Drain().install()
@@ -84,6 +78,7 @@ def command(
     from wsipipe.encoders import resolve
     from wsipipe.errors import ConfigError
     from wsipipe.pipeline.tile_stage import TileSettings, TileStage
+    from wsipipe.tissue.quality import QualityFilter
 
     if roi_class is not None and roi is None:
         raise ConfigError("--roi-class picks a class of --roi, and --roi is not given.", "Give it.")
@@ -92,8 +87,6 @@ def command(
     tile_px = tile_px if tile_px is not None or card is None else card.tile_px
     if mpp is None or tile_px is None:
         raise ConfigError(f"The card of {encoder} names no mpp.", "Give --mpp.")
-    minimum = {"focus": min_focus, "saturation": min_saturation}
-    maximum = {"pen": max_pen, "blood": max_blood, "black": max_black}
     settings = TileSettings(
         out=out,
         tissue=tissue,
@@ -109,7 +102,12 @@ def command(
         roi=roi,
         roi_class=roi_class,
         quality=quality,
-        minimum={name: value for name, value in minimum.items() if value is not None},
-        maximum={name: value for name, value in maximum.items() if value is not None},
+        filter=QualityFilter.of(
+            min_focus=min_focus,
+            min_saturation=min_saturation,
+            max_pen=max_pen,
+            max_blood=max_blood,
+            max_black=max_black,
+        ),
     )
     run_and_report(TileStage(settings), slides, drain, json_output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,9 +116,4 @@ def _grid_of_rows(slide: Slide, asked: Mapping[str, Any], bag: Features, rows: R
         picked = [places[tuple(xy)] for xy in bag.coords[rows].tolist()]
     except KeyError as error:
         raise ReadError(slide.path, f"no tile of the grid lies at {error.args[0]}") from error
-    return replace(
-        whole,
-        coords=whole.coords[picked],
-        tissue_fraction=whole.tissue_fraction[picked],
-        col_row=whole.col_row[picked],
-    )
+    return whole.pick(picked)

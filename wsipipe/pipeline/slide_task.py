@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.tiles import plan_jobs
+from wsipipe.embed.trace import NO_TRACE, Trace
 from wsipipe.embed.work import View
 from wsipipe.errors import ReadError, TissueError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.privacy import mask_id
+from wsipipe.pipeline.quality_rows import QualityRows
 from wsipipe.pipeline.retry import patiently
 from wsipipe.pipeline.rows import RowSink
-from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity
+from wsipipe.pipeline.targets import (
+    Target,
+    override_mpp,
+    quality_filter,
+    wanted_identity,
+    wants_quality,
+)
 from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
 from wsipipe.slide import Slide, open_slide
 from wsipipe.slide.staging import Stage
@@ -33,9 +41,10 @@ from wsipipe.store import (
     publish_bytes,
     write_features,
 )
-from wsipipe.tiling import TileGrid, make_grid
+from wsipipe.tiling import TileGrid, make_grid, plan_together
 from wsipipe.tissue import TissueMask, detect_tissue, write_tissue_geojson
 from wsipipe.tissue.geojson import recorded
+from wsipipe.tissue.quality import slide_quality
 from wsipipe.tissue.roi import read_roi
 from wsipipe.types import Rows, TileArray
 
@@ -59,6 +68,7 @@ class RunContext:
         targets: Position = the encoder's index in the engine.
         batch_size: Asked when a file is written, for the record.
         stage: Where slides are copied to before they are read.
+        trace: Told of each step.
     """
 
     settings: ExtractSettings
@@ -67,6 +77,7 @@ class RunContext:
     records: Records
     batch_size: Callable[[], int]
     stage: Stage | None = None
+    trace: Trace = NO_TRACE
 
 
 @dataclass(eq=False)
@@ -85,7 +96,9 @@ class SlideTask:
     tiles: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     _slide: Slide | None = None
+    _tissue: TissueMask | None = None
     _views: list[tuple[View, list[RowSink]]] = field(default_factory=list)
+    _quality: dict[View, QualityRows] = field(default_factory=dict)
     _staged: bool = False
     _bad: int = 0
     _begun: float = 0.0
@@ -108,6 +121,7 @@ class SlideTask:
         )
         slide = self._open()
         tissue = self._step("tissue", lambda: self._find_tissue(slide))
+        self._tissue = tissue
         views = self._step("grid", lambda: self._lay_grids(slide, tissue))
         grid = views[0].grid
         self.tiles = sum(len(view.grid) for view in views)
@@ -199,15 +213,39 @@ class SlideTask:
                 max_upsample=settings.max_upsample,
                 roi=roi,
             )
-            sinks = {self.run.targets.index(t): self._sink(t, slide, grid) for t in targets}
-            missing = np.logical_or.reduce([sink.missing for sink in sinks.values()])
-            jobs = _jobs(slide, grid, missing)
-            view = View(slide, grid, jobs, sinks, None if missing.all() else missing)
-            self._views.append((view, list(sinks.values())))
-            # A former run's bad tiles count, or a kill would reset what `max_bad_tiles` adds up.
-            self._bad += int(np.count_nonzero(next(iter(sinks.values())).status))
-            views.append(view)
+            views.append(self._view(slide, grid, targets))
+        if len(views) > 1:
+            together = plan_together([view.grid for view in views], [view.jobs for view in views])
+            for view, jobs in zip(views, together, strict=True):
+                view.jobs = jobs
         return views
+
+    def _view(self, slide: Slide, grid: TileGrid, targets: Sequence[Target]) -> View:
+        """The grid for the encoders that share it; what a former run has done is left out."""
+        sinks = {self.run.targets.index(t): self._sink(t, slide, grid) for t in targets}
+        missing = np.logical_or.reduce([sink.missing for sink in sinks.values()])
+        quality = None
+        if wants_quality(self.run.settings):
+            quality = self._quality_rows(grid, next(iter(sinks.values())))
+            missing = quality.missing | (missing & quality.kept)
+        jobs = _jobs(slide, grid, missing)
+        view = View(slide, grid, jobs, sinks, None if missing.all() else missing)
+        self._views.append((view, list(sinks.values())))
+        if quality is not None:
+            self._quality[view] = quality
+        # A former run's bad tiles count, or a kill would reset what `max_bad_tiles` adds up.
+        self._bad += int(np.count_nonzero(next(iter(sinks.values())).status))
+        return view
+
+    def _quality_rows(self, grid: TileGrid, sink: RowSink) -> QualityRows:
+        return QualityRows(
+            len(grid),
+            grid.mpp_effective,
+            quality_filter(self.run.settings),
+            final=sink.final,
+            folder=self.run.settings.out / PARTIAL_FOLDER,
+            identity=sink.identity,
+        )
 
     def _sink(self, target: Target, slide: Slide, grid: TileGrid) -> RowSink:
         settings = self.run.settings
@@ -223,20 +261,25 @@ class SlideTask:
     def _step(self, stage: str, work: Callable[[], _T]) -> _T:
         begun = time.monotonic()
         self.stage, self.step_since = stage, begun
-        result = work()
+        with self.run.trace.span(stage, slide=self.slide_id):
+            result = work()
         self.timings[stage] = round(time.monotonic() - begun, 3)
         return result
 
     def saw(
         self, view: View, rows: Rows, tiles: TileArray, status: NDArray[np.uint8]
     ) -> NDArray[np.bool_] | None:
-        """Count unreadable tiles.
+        """Count unreadable tiles; measure the others, and leave out those that do not pass.
 
         Raises:
             ReadError: They are more than the run accepts.
         """
-        if not status.any():
-            return None
+        if status.any():
+            self._count_bad(view, rows, status)
+        quality = self._quality.get(view)
+        return None if quality is None else quality.measure(rows, tiles, status)
+
+    def _count_bad(self, view: View, rows: Rows, status: NDArray[np.uint8]) -> None:
         self._bad += int(np.count_nonzero(status))
         limit = self.run.settings.max_bad_tiles
         if self._bad > limit * self.tiles:
@@ -246,36 +289,56 @@ class SlideTask:
                 f"{self._bad} of {self.tiles} tiles cannot be read so far, more than "
                 f"{limit:.2%} (one is at x={x}, y={y})",
             )
-        return None
 
     def flush_if_due(self) -> None:
         """Bring rows to the disk that have waited for long."""
         for _, sinks in self._views:
             for sink in sinks:
                 sink.flush_if_due()
+        for quality in self._quality.values():
+            quality.flush_if_due()
 
     def finish(self) -> None:
         """Publish the feature files and the record."""
         assert self._slide is not None
         assert self.record is not None
         for view, sinks in self._views:
+            kept = self._kept(view)
+            if kept is not None and view is self._views[0][0]:
+                assert self._tissue is not None
+                self._draw(self._slide, self._tissue, view.grid.pick(kept))
             for sink in sinks:
-                self._publish(self._slide, view.grid, sink)
+                self._publish(self._slide, view, kept, sink)
+            if (quality := self._quality.get(view)) is not None:
+                quality.close(keep=False)
         self.run.records.finish(self.record, self.results, timings=self.timings)
 
-    def _publish(self, slide: Slide, grid: TileGrid, sink: RowSink) -> None:
-        status = sink.status
+    def _kept(self, view: View) -> NDArray[np.bool_] | None:
+        """(N,) bool, the tiles that passed; None where all did."""
+        kept = self._quality[view].kept if view in self._quality else None
+        return None if kept is None or kept.all() else kept
+
+    def _publish(
+        self, slide: Slide, view: View, kept: NDArray[np.bool_] | None, sink: RowSink
+    ) -> None:
+        grid, status, features = view.grid, sink.status, sink.features()
+        quality = self._quality[view].values() if view in self._quality else {}
+        if kept is not None:
+            grid, status, features = grid.pick(kept), status[kept], features[kept]
+            quality = {name: values[kept] for name, values in quality.items()}
+        means = {k: round(v, 6) for k, v in slide_quality(quality).items() if np.isfinite(v)}
         encoder = self.run.encoders[self.run.targets.index(sink.target)]
-        meta = self._meta(slide, grid, sink, encoder.precision)
         file = FeatureFile(
-            features=sink.features(),
+            features=features,
             coords=grid.coords,
             tissue_fraction=grid.tissue_fraction,
             tile_status=status,
-            meta=meta,
+            meta=self._meta(slide, grid, sink, encoder.precision, means),
+            quality=quality,
         )
         write_features(sink.final, file)
         sink.close(keep=False)
+        empty = "no tile with enough tissue" if kept is None else "no tile passed the filters"
         self.results.append(
             SlideResult(
                 encoder=sink.target.folder,
@@ -285,11 +348,19 @@ class SlideTask:
                 precision=encoder.precision,
                 seconds=round(self.seconds, 3),
                 identity=identity_hash(sink.identity),
-                reason="" if len(grid) else "no tile with enough tissue",
+                reason="" if len(grid) else empty,
+                quality=means,
             )
         )
 
-    def _meta(self, slide: Slide, grid: TileGrid, sink: RowSink, precision: str) -> FeatureMeta:
+    def _meta(
+        self,
+        slide: Slide,
+        grid: TileGrid,
+        sink: RowSink,
+        precision: str,
+        quality: Mapping[str, float],
+    ) -> FeatureMeta:
         card, identity = sink.target.card, sink.target.identity
         scale = grid.read.scale
         return FeatureMeta(
@@ -316,6 +387,7 @@ class SlideTask:
                 "read_mode": grid.read.mode,
                 "read_level": grid.read.level,
                 "batch_size": self.run.batch_size(),
+                **{f"quality_{name}": value for name, value in quality.items()},
             },
         )
 
@@ -324,6 +396,8 @@ class SlideTask:
         for _, sinks in self._views:
             for sink in sinks:
                 sink.close(keep=keep)
+        for quality in self._quality.values():
+            quality.close(keep=keep)
 
     def close(self) -> None:
         """Close the slide; remove its copy."""

@@ -13,12 +13,21 @@ from wsipipe.encoders import EncoderCard, check_card, is_off_card, resolve
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline.privacy import mask_id
 from wsipipe.tissue import tissue_settings
+from wsipipe.tissue.quality import QualityFilter
 from wsipipe.tissue.roi import roi_settings
 
 if TYPE_CHECKING:
     from wsipipe.slide.discover import SlideEntry
 
-__all__ = ["Target", "find_targets", "identify_targets", "override_mpp", "wanted_identity"]
+__all__ = [
+    "Target",
+    "find_targets",
+    "identify_targets",
+    "override_mpp",
+    "quality_filter",
+    "wanted_identity",
+    "wants_quality",
+]
 
 # A number for each stage's algorithm that is not already in `tissue_settings` or the encoder's
 # identity: raised when the same settings would give other numbers.
@@ -103,7 +112,7 @@ def wanted_identity(
     Raises:
         TissueError: There is no mask for the slide in the given folder.
     """
-    return {
+    identity = {
         "encoder": target.identity,
         "mpp": target.mpp,
         "tile_px": target.tile_px,
@@ -119,6 +128,26 @@ def wanted_identity(
         "slide_fingerprint": fingerprint,
         "versions": VERSIONS,
     }
+    # Only where asked for: a run without has the identity that it always had.
+    if wants_quality(settings):
+        identity["quality"] = quality_filter(settings).settings()
+    return identity
+
+
+def quality_filter(settings: ExtractSettings) -> QualityFilter:
+    """Which tiles the run leaves out."""
+    return QualityFilter.of(
+        min_focus=settings.min_focus,
+        min_saturation=settings.min_saturation,
+        max_pen=settings.max_pen,
+        max_blood=settings.max_blood,
+        max_black=settings.max_black,
+    )
+
+
+def wants_quality(settings: ExtractSettings) -> bool:
+    """Whether tiles are measured."""
+    return bool(settings.quality or quality_filter(settings))
 
 
 def _tissue(method: str, entry: SlideEntry) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from wsipipe.pipeline.stages import StageResult, StageSettings, TissueStage
 from wsipipe.slide.discover import SlideEntry
 from wsipipe.store import check_file, identity_hash, read_attrs
 from wsipipe.tissue import TissueMask, read_roi, roi_settings, tissue_settings
+from wsipipe.tissue.quality import MEASURES, QualityFilter, slide_quality, tile_quality
 
 if TYPE_CHECKING:
     from wsipipe.slide import Slide
@@ -34,7 +35,7 @@ class TileSettings(StageSettings):
         overlap, min_tissue, mpp_tolerance, max_upsample: As in `make_grid`.
         roi: GeoJSON file or folder to stay inside of; `roi_class` picks one class.
         quality: Measure each tile.
-        minimum, maximum: Filters on the measures; imply `quality`.
+        filter: On the measures; implies `quality`.
     """
 
     tile_px: int = 224
@@ -46,8 +47,7 @@ class TileSettings(StageSettings):
     roi: Path | None = None
     roi_class: str | None = None
     quality: bool = False
-    minimum: Mapping[str, float] = field(default_factory=dict)
-    maximum: Mapping[str, float] = field(default_factory=dict)
+    filter: QualityFilter = field(default_factory=QualityFilter)
 
     @property
     def folder(self) -> str:
@@ -57,7 +57,7 @@ class TileSettings(StageSettings):
     @property
     def measures(self) -> bool:
         """Whether tiles have to be read."""
-        return bool(self.quality or self.minimum or self.maximum)
+        return bool(self.quality or self.filter)
 
 
 class TileStage(TissueStage):
@@ -122,28 +122,16 @@ class TileStage(TissueStage):
     def _measured(
         self, slide: Slide, grid: TileGrid
     ) -> tuple[TileGrid, dict[str, NDArray[np.float32]]]:
-        from dataclasses import replace
-
         from wsipipe.embed import iter_tiles
-        from wsipipe.tissue.quality import MEASURES, keep_tiles, tile_quality
 
-        s = self.tile_settings
         quality = {name: np.full(len(grid), np.nan, dtype=np.float32) for name in MEASURES}
         for rows, tiles in iter_tiles(slide, grid, batch_size=64, workers=2, on_error="skip"):
             for name, values in tile_quality(tiles, grid.mpp_effective).items():
                 quality[name][rows] = values
-        keep = keep_tiles(quality, minimum=s.minimum, maximum=s.maximum)
-        kept = replace(
-            grid,
-            coords=grid.coords[keep],
-            tissue_fraction=grid.tissue_fraction[keep],
-            col_row=grid.col_row[keep],
-        )
-        return kept, {name: values[keep] for name, values in quality.items()}
+        keep = self.tile_settings.filter.keep(quality)
+        return grid.pick(keep), {name: values[keep] for name, values in quality.items()}
 
     def _identity(self, entry: SlideEntry, fingerprint: str) -> dict[str, Any]:
-        from wsipipe.tissue.quality import QUALITY_VERSION
-
         s = self.tile_settings
         roi = None
         if s.roi is not None:
@@ -158,9 +146,7 @@ class TileStage(TissueStage):
             "max_upsample": s.max_upsample,
             "tissue": tissue_settings(s.tissue, slide_id=entry.slide_id),
             "roi": roi,
-            "quality": QUALITY_VERSION if s.measures else None,
-            "minimum": dict(s.minimum),
-            "maximum": dict(s.maximum),
+            "quality": s.filter.settings() if s.measures else None,
             "slide_mpp": entry.mpp if entry.mpp is not None else s.slide_mpp,
             "slide_fingerprint": fingerprint,
             "versions": VERSIONS,
@@ -178,7 +164,6 @@ class TileStage(TissueStage):
         from wsipipe import __version__
         from wsipipe.store import canonical_json
         from wsipipe.store.layouts._common import publish_h5
-        from wsipipe.tissue.quality import slide_quality
 
         scale = grid.read.scale
         width, height = slide.dimensions

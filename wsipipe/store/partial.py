@@ -58,6 +58,7 @@ class PartialRows:
         rows: N, number of tiles of the slide.
         dim: D, numbers a tile.
         dtype: Stored dtype, float16 or float32.
+        part: Tells apart several partial files for one feature file.
         flush_s: Rows are on the disk at most so many seconds after they came.
         flush_rows: Or after so many rows, whichever is first.
 
@@ -74,6 +75,7 @@ class PartialRows:
         rows: int,
         dim: int,
         dtype: str | np.dtype[Any] = "float16",
+        part: str = "",
         flush_s: float = FLUSH_S,
         flush_rows: int = FLUSH_ROWS,
     ) -> None:
@@ -92,7 +94,8 @@ class PartialRows:
         self._fd = -1
         # Relative to the folder: the whole output may be moved between two runs.
         name = os.path.relpath(self.final, self.folder)
-        self._key = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        key = f"{name}\0{part}" if part else name
+        self._key = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
         self._header: dict[str, Any] = {
             "final": name,
             "identity": identity_hash(identity),

@@ -38,6 +38,9 @@ class SlideResult:
         error, remedy: For `failures.csv`: what happened, what to do.
         seconds: Wall time of this slide's work.
         identity: Hash in the feature file.
+        stamp: Of the feature file, see `file_stamp`. While it holds, the file need not be opened to
+            know its identity; the file is what decides.
+        quality: Measure -> number for the slide, where tiles were measured.
     """
 
     encoder: str
@@ -47,10 +50,12 @@ class SlideResult:
     precision: str = ""
     seconds: float = 0.0
     identity: str = ""
+    stamp: str = ""
     stage: str = ""
     reason: str = ""
     error: str = ""
     remedy: str = ""
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def failure(
@@ -113,7 +118,8 @@ class Records:
     """
 
     def __init__(self, out: str | Path, *, texts: TextFilter | None = None) -> None:
-        self.folder = Path(out) / "attempts"
+        self.out = Path(out)
+        self.folder = self.out / "attempts"
         self._texts = texts or TextFilter()
 
     def path_of(self, slide_id: str) -> Path:
@@ -199,6 +205,18 @@ class Records:
                     "stage": result.stage,
                     "error": clean(result.error),
                 }
+        self._publish(record)
+
+    def settle(self, slide_id: str, path: str, results: Sequence[SlideResult]) -> None:
+        """Record what was found done though the record does not say so.
+
+        Nothing happens while somebody's attempt is not over: it will say so itself.
+        """
+        record = self.read(slide_id) or SlideRecord(slide_id=slide_id, path="")
+        if record.attempts and record.attempts[-1]["state"] == "running":
+            return
+        record.path = self._texts.path_of(slide_id, path)
+        record.results.update({result.encoder: result for result in results})
         self._publish(record)
 
     def all(self) -> Iterator[SlideRecord]:

@@ -11,22 +11,35 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from wsipipe.errors import StoreError
+from wsipipe.store.features import open_h5
 from wsipipe.store.publish import publish_text
 from wsipipe.store.records import Records, SlideRecord, SlideResult, Status
 
-__all__ = ["SlideRow", "count_statuses", "feature_files", "fold", "read_slides_csv", "write_tables"]
+__all__ = [
+    "SlideRow",
+    "count_statuses",
+    "feature_files",
+    "find_outliers",
+    "fold",
+    "read_slides_csv",
+    "write_tables",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlideRow:
-    """One line of `slides.csv`: one slide and encoder."""
+    """One line of `slides.csv`: one slide and encoder.
+
+    Attributes:
+        quality: Measure -> number for the slide, where tiles were measured.
+    """
 
     slide_id: str
     path: str
@@ -42,9 +55,10 @@ class SlideRow:
     bad_tiles: int | None = None
     precision: str = ""
     seconds: float | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
 
 
-SLIDES_COLUMNS = tuple(f.name for f in fields(SlideRow))
+SLIDES_COLUMNS = tuple(f.name for f in fields(SlideRow) if f.name != "quality")
 FAILURES_COLUMNS = ("slide_id", "path", "stage", "error", "remedy")
 
 
@@ -83,14 +97,13 @@ def _row_of_record(record: SlideRecord, encoder: str, result: SlideResult | None
         bad_tiles=result.bad_tiles,
         precision=result.precision,
         seconds=result.seconds,
+        quality=result.quality,
         **common,  # type: ignore[arg-type]
     )
 
 
 def _row_of_file(slide_id: str, slide_path: str, encoder: str, file: Path) -> SlideRow:
     """The row of a feature file that has no record: what the file itself says."""
-    from wsipipe.store.features import open_h5
-
     row = SlideRow(slide_id=slide_id, path=slide_path, encoder=encoder, status="failed")
     try:
         with open_h5(file) as h5:
@@ -108,6 +121,11 @@ def _row_of_file(slide_id: str, slide_path: str, encoder: str, file: Path) -> Sl
                 tiles=tiles,
                 bad_tiles=int(np.count_nonzero(status[()])) if status is not None else 0,
                 precision=str(attrs.get("precision", "")),
+                quality={
+                    name.removeprefix("quality_"): float(attrs[name])
+                    for name in attrs
+                    if name.startswith("quality_")
+                },
             )
     except KeyError:
         return replace(row, reason="no dataset `features` in its file")
@@ -207,14 +225,49 @@ def write_tables(
     """
     out = Path(out)
     rows, failures = fold(out, expected, encoders)
-    lines = ([getattr(row, name) for name in SLIDES_COLUMNS] for row in rows)
-    publish_text(out / "slides.csv", _csv(SLIDES_COLUMNS, lines))
+    publish_text(out / "slides.csv", _csv(*_slides_table(rows)))
     if failures:
         lines = ([line[name] for name in FAILURES_COLUMNS] for line in failures)
         publish_text(out / "failures.csv", _csv(FAILURES_COLUMNS, lines))
     else:
         (out / "failures.csv").unlink(missing_ok=True)
     return rows
+
+
+def _slides_table(rows: Sequence[SlideRow]) -> tuple[list[str], Iterator[list[object]]]:
+    """Columns and lines; behind the usual ones those of quality, where a slide was measured."""
+    measures = list(dict.fromkeys(name for row in rows for name in row.quality))
+    unlike = find_outliers(rows) if measures else {}
+
+    def line(row: SlideRow) -> list[object]:
+        found: list[object] = [getattr(row, name) for name in SLIDES_COLUMNS]
+        if measures:
+            found += [row.quality.get(name) for name in measures]
+            found.append("; ".join(unlike.get((row.slide_id, row.encoder), ())))
+        return found
+
+    columns = [*SLIDES_COLUMNS, *measures, *(["outlier"] if measures else [])]
+    return columns, (line(row) for row in rows)
+
+
+def find_outliers(rows: Iterable[SlideRow]) -> dict[tuple[str, str], list[str]]:
+    """Slides that are unlike the others of the same encoder in tissue area or quality.
+
+    Returns:
+        (slide_id, encoder) -> in what ("focus low"); see `wsipipe.tissue.quality.flag_outliers`.
+    """
+    from wsipipe.tissue.quality import flag_outliers
+
+    grouped: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.status in ("done", "empty"):
+            area = {} if row.tissue_mm2 is None else {"tissue_mm2": row.tissue_mm2}
+            grouped.setdefault(row.encoder, {})[row.slide_id] = {**area, **row.quality}
+    return {
+        (slide_id, encoder): flags
+        for encoder, slides in grouped.items()
+        for slide_id, flags in flag_outliers(slides).items()
+    }
 
 
 def read_slides_csv(path: str | Path) -> list[SlideRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,15 @@ class TileGrid:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    def pick(self, rows: NDArray[np.bool_] | Sequence[int]) -> TileGrid:
+        """The grid that holds only `rows`: (N,) bool, or indices in ascending order."""
+        return dataclasses.replace(
+            self,
+            coords=self.coords[rows],
+            tissue_fraction=self.tissue_fraction[rows],
+            col_row=self.col_row[rows],
+        )
 
 
 def make_grid(

@@ -7,6 +7,8 @@ the same in every run. Colours are judged as the pen detector judges them, relat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,8 @@ from wsipipe.types import BoolArray, Rgb, TileArray
 __all__ = [
     "MEASURES",
     "QUALITY_VERSION",
+    "QualityFilter",
     "flag_outliers",
-    "keep_tiles",
     "slide_quality",
     "tile_quality",
 ]
@@ -121,28 +123,46 @@ def slide_quality(quality: Mapping[str, NDArray[np.float32]]) -> dict[str, float
     return result
 
 
-def keep_tiles(
-    quality: Mapping[str, NDArray[np.float32]],
-    *,
-    minimum: Mapping[str, float] | None = None,
-    maximum: Mapping[str, float] | None = None,
-) -> BoolArray:
-    """Which tiles pass filters; a measure that could not be taken passes.
+@dataclass(frozen=True)
+class QualityFilter:
+    """Which tiles pass; a measure that could not be taken passes.
 
-    Args:
-        quality: As `tile_quality` returns it.
+    Attributes:
         minimum: Measure -> smallest value that passes.
         maximum: Measure -> largest value that passes.
-
-    Returns:
-        (B,) bool.
     """
-    keep = np.ones(len(next(iter(quality.values()))), dtype=bool)
-    for name, low in (minimum or {}).items():
-        keep &= ~(quality[name] < low)
-    for name, high in (maximum or {}).items():
-        keep &= ~(quality[name] > high)
-    return keep
+
+    minimum: Mapping[str, float] = field(default_factory=dict)
+    maximum: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **bounds: float | None) -> QualityFilter:
+        """From `min_focus=`, `max_pen=` and the like; None is no bound."""
+        given = {name: value for name, value in bounds.items() if value is not None}
+        return cls(
+            {name[4:]: value for name, value in given.items() if name.startswith("min_")},
+            {name[4:]: value for name, value in given.items() if name.startswith("max_")},
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.minimum or self.maximum)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers and the choice, for an identity."""
+        return {
+            "version": QUALITY_VERSION,
+            "minimum": dict(self.minimum),
+            "maximum": dict(self.maximum),
+        }
+
+    def keep(self, quality: Mapping[str, NDArray[np.float32]]) -> BoolArray:
+        """(B,) bool, the tiles that pass; `quality` as `tile_quality` returns it."""
+        keep = np.ones(len(next(iter(quality.values()))), dtype=bool)
+        for name, low in self.minimum.items():
+            keep &= ~(quality[name] < low)
+        for name, high in self.maximum.items():
+            keep &= ~(quality[name] > high)
+        return keep
 
 
 def flag_outliers(slides: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:

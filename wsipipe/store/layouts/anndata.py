@@ -1,6 +1,7 @@
 """AnnData: `<encoder>/<slide>.h5ad`, tiles as observations, features as variables.
 
-    X (N, D)   obs: x, y, tissue_fraction, tile_status   obsm/spatial (N, 2): tile centres, level-0
+    X (N, D)   obs: x, y, tissue_fraction, tile_status, and what was measured of quality
+    obsm/spatial (N, 2): tile centres, level-0
     uns/wsipipe: the root attributes of the feature file
 
 Written by the format's own rules (encoding-type and encoding-version on every element, anndata
@@ -36,6 +37,7 @@ def _export_one(bag: Bag, path: Path) -> Path:
         "y": content.coords[:, 1],
         "tissue_fraction": _or_nan(content.tissue_fraction, len(content)),
         "tile_status": _or_zero(content.tile_status, len(content)),
+        **content.quality,
     }
     half = content.coords_attrs["patch_size_level0"] / 2
     datasets: dict[str, NDArray[Any]] = {

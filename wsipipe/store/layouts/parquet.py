@@ -72,6 +72,7 @@ def export(bags: list[Bag], dest: Path) -> list[Path]:
                 ("y", pa.int64()),
                 ("tissue_fraction", pa.float32()),
                 ("tile_status", pa.uint8()),
+                *((name, pa.float32()) for name in content.quality),
                 ("features", listed),
             ],
             metadata={"wsipipe": json.dumps(plain(content.attrs | {"slide_id": bag.slide_id}))},
@@ -89,6 +90,7 @@ def export(bags: list[Bag], dest: Path) -> list[Path]:
                     pa.array(content.coords[part, 1]),
                     pa.nulls(rows, pa.float32()) if fraction is None else pa.array(fraction[part]),
                     pa.nulls(rows, pa.uint8()) if status is None else pa.array(status[part]),
+                    *(pa.array(values[part]) for values in content.quality.values()),
                     pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), type=listed),
                 ]
                 file.write_table(pa.Table.from_arrays(columns, schema=schema))

@@ -1,0 +1,109 @@
+"""Quality of a slide's tiles, measured on the pixels that the encoders are about to see."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.store import PartialRows
+from wsipipe.tissue.quality import MEASURES, QualityFilter, tile_quality
+from wsipipe.types import BoolArray, Rows, TileArray
+
+__all__ = ["QualityRows"]
+
+# Measures are 0 and more; a partial file takes no NaN for a good tile.
+_NOT_MEASURED = -1.0
+
+
+class QualityRows:
+    """Numbers of all tiles of one grid; survives a killed run as the features do.
+
+    Args:
+        rows: N, number of tiles.
+        mpp: µm per pixel of the tiles.
+        accepted: Which tiles are kept.
+        final: The feature file that these rows go into; with several encoders, the first one's.
+        folder: Where the partial file lies, should the slide take long enough to need one.
+        identity: Identity of the final file.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        mpp: float,
+        accepted: QualityFilter,
+        *,
+        final: Path,
+        folder: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self._mpp, self._accepted = mpp, accepted
+        self._partial = PartialRows(
+            final,
+            folder=folder,
+            identity=identity,
+            rows=rows,
+            dim=len(MEASURES),
+            dtype="float32",
+            part="quality",
+        )
+        self._known = self._partial.done
+        self._values = np.array(self._partial.features())
+        self._values[self._values == _NOT_MEASURED] = np.nan
+        self._lock = threading.Lock()
+        self._open = True
+
+    @property
+    def missing(self) -> BoolArray:
+        """(N,) bool, tiles that were not seen yet."""
+        return ~self._known
+
+    @property
+    def kept(self) -> BoolArray:
+        """(N,) bool, tiles that pass; those that were not seen, or could not be read, pass."""
+        return self._accepted.keep(self.values())
+
+    def values(self) -> dict[str, NDArray[np.float32]]:
+        """Measure -> (N,) float32; NaN where it is unknown."""
+        return {name: self._values[:, i].copy() for i, name in enumerate(MEASURES)}
+
+    def measure(self, rows: Rows, tiles: TileArray, status: NDArray[np.uint8]) -> BoolArray:
+        """Measure the tiles (n, H, W, 3) of `rows` (n,). Any thread, each row once.
+
+        Returns:
+            (n,) bool, the tiles that pass.
+        """
+        new = ~self._known[rows]
+        good = new & (status == 0)
+        found = tile_quality(tiles if good.all() else tiles[good], self._mpp)
+        values = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
+        values[good] = np.stack([found[name] for name in MEASURES], axis=1)
+        stored = np.where(np.isnan(values), np.float32(_NOT_MEASURED), values)
+        with self._lock:
+            if self._open:
+                self._partial.put(rows[new], stored[new], status[new])
+        self._values[rows[new]] = values[new]
+        self._known[rows[new]] = True
+        return self._accepted.keep({m: self._values[rows, i] for i, m in enumerate(MEASURES)})
+
+    def flush_if_due(self) -> None:
+        """Bring rows to the disk that have waited for long."""
+        with self._lock:
+            if self._open:
+                self._partial.flush_if_due()
+
+    def close(self, *, keep: bool) -> None:
+        """No more rows; with `keep` those that are in stay for a next run."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            if keep:
+                self._partial.close()
+            else:
+                self._partial.discard()
