@@ -12,10 +12,11 @@ import tifffile
 from pretrain_kit import stain_nuisance_tiles
 
 from wsipipe.errors import ConfigError
+from wsipipe.pretrain.drawing import Anchors, balanced_places
 from wsipipe.pretrain.options import HsvFilter, Region, Sampler
 from wsipipe.pretrain.placing import hsv_share
 from wsipipe.pretrain.pool import allowed_mpp
-from wsipipe.pretrain.stream import Anchors, SlideSource
+from wsipipe.pretrain.stream import SlideSource
 from wsipipe.slide import SlideEntry
 
 WHITE = 243
@@ -197,11 +198,11 @@ def test_balanced_sampling_gives_rare_clusters_their_share(slides: list[SlideEnt
     )
     source = SlideSource(slides, sampler(balance="clusters", pool=4, mpp=0.25), anchors=anchors)
     rng = np.random.default_rng(0)
-    drawn_slides, centres = source._balanced(np.arange(4), 2000, rng)
+    drawn_slides, centres = balanced_places(anchors, np.arange(4), 2000, rng)
     assert len(drawn_slides) == len(centres) == 2000
     # Mark rare anchors by place to count them.
     anchors.xy[92:] += 1
-    _, centres = source._balanced(np.arange(4), 2000, rng)
+    _, centres = balanced_places(anchors, np.arange(4), 2000, rng)
     assert (centres[:, 0] > 768).mean() == pytest.approx(0.5, abs=0.05)
     assert source.batch(0, 4, slice(0, 4)).tiles.shape == (4, 64, 64, 3)
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from wsipipe.pretrain.stream import Anchors, SlideSource
+    from wsipipe.pretrain.drawing import Anchors
+    from wsipipe.pretrain.stream import SlideSource
 
 __all__ = ["cluster_features", "find_anchors", "read_anchors", "reduce_features", "write_anchors"]
 
@@ -109,7 +110,7 @@ def read_anchors(path: Path, source: SlideSource) -> Anchors:
     Raises:
         ConfigError: The table lacks a column, or has no row of any slide.
     """
-    from wsipipe.pretrain.stream import Anchors
+    from wsipipe.pretrain.drawing import Anchors
 
     lookup = {name: i for i, name in enumerate(source.names)}
     try:
@@ -129,7 +130,7 @@ def read_anchors(path: Path, source: SlideSource) -> Anchors:
 
 def _from_features(folder: Path, source: SlideSource, seed: int) -> Anchors:
     """Cluster the features of an extraction; tiles of all slides together."""
-    from wsipipe.pretrain.stream import Anchors
+    from wsipipe.pretrain.drawing import Anchors
     from wsipipe.store import read_features
 
     slides, centres, features = [], [], []
@@ -153,7 +154,7 @@ def _from_features(folder: Path, source: SlideSource, seed: int) -> Anchors:
 def _by_texture(source: SlideSource, seed: int) -> Anchors:
     """A few random tiles of each slide, described by the encoder that needs no weights."""
     from wsipipe.encoders import create_encoder
-    from wsipipe.pretrain.stream import Anchors
+    from wsipipe.pretrain.drawing import Anchors
 
     encoder = create_encoder(_ENCODER)
     slides, centres, features = [], [], []

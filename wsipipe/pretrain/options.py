@@ -96,6 +96,8 @@ class Sampler(Frozen):
         pool: Slides held open at a time.
         reuse: Batches drawn from a pool before it moves on.
         snap: Place tiles within as few compressed blocks as possible.
+        share: With snap off: tiles at free places cut from the same decoded blocks, dealt out to
+            as many batches in a row.
         balance: tiles (slides weigh as their tissue area), slides (all the same), clusters.
         region: Also read a coarser region around each tile.
     """
@@ -108,6 +110,7 @@ class Sampler(Frozen):
     pool: int = Field(16, ge=1)
     reuse: int = Field(32, ge=1)
     snap: bool = True
+    share: int = Field(1, ge=1, le=16)
     balance: Literal["tiles", "slides", "clusters"] = "tiles"
     region: Region | None = None
 
@@ -121,6 +124,12 @@ class Sampler(Frozen):
         if isinstance(value, tuple) and value[0] >= value[1]:
             raise ValueError("a range of mpp is [low, high]")
         return value
+
+    @model_validator(mode="after")
+    def _free_places(self) -> Sampler:
+        if self.share > 1 and (self.snap or self.balance == "clusters"):
+            raise ValueError("share above 1 needs snap: false, and no balance: clusters")
+        return self
 
 
 class Crop(Frozen):

@@ -12,7 +12,14 @@ from wsipipe.pretrain.pool import OpenSlide
 from wsipipe.slide import ReadPlan, Slide
 from wsipipe.types import TileArray
 
-__all__ = ["CANDIDATES", "hsv_share", "place_tiles", "read_tile"]
+__all__ = [
+    "CANDIDATES",
+    "hsv_share",
+    "place_beside",
+    "place_tiles",
+    "read_tile",
+    "read_tiles",
+]
 
 CANDIDATES = 8
 
@@ -66,6 +73,63 @@ def place_tiles(
     return chosen
 
 
+def place_beside(
+    opened: OpenSlide,
+    plan: ReadPlan,
+    corners: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    *,
+    px: int,
+    min_tissue: float,
+) -> NDArray[np.int64]:
+    """More tiles near each of R tiles, that need the same compressed blocks.
+
+    A first tile's corner falls into one cell of the lattice of blocks; the others' corners are
+    drawn from that cell, uniformly over the places that the first could have had (its centre in
+    tissue, tissue enough). Given the cell, the first is uniform over these places too: so each of
+    the others is distributed as the first, whatever the shape of the tissue. Where no candidate
+    will do, the first tile's place is taken again.
+
+    Args:
+        opened: Slide and tissue.
+        plan: How tiles are read.
+        corners: (R, 2) int64 of `place_tiles`, at free places.
+        draws: (R, M, K, 2) uniform numbers, K candidates for each of M more tiles.
+        px: Edge of a tile in pixels at the target mpp.
+        min_tissue: Share of a tile that should be tissue.
+
+    Returns:
+        (R, M, 2) int64.
+    """
+    if not draws.size:
+        return np.empty((*draws.shape[:2], 2), np.int64)
+    slide, level = opened.slide, opened.slide.levels[plan.level]
+    down = np.array([float(d) for d in level.downsample])
+    edge = np.array([_source_px(plan, level.downsample, px, a) for a in (0, 1)])
+    block = np.array(slide.block_sizes[plan.level])
+    cell = block if _shares_blocks(block) else edge
+    start = corners // cell * cell
+    corner = start[:, None, None] + np.floor(draws * cell)
+    inside = (corner + edge <= np.array([level.width, level.height])).all(axis=-1)
+    boxes = np.concatenate([corner * down, (corner + edge) * down], axis=-1).reshape(-1, 4)
+    covered = opened.tissue.coverage(boxes).reshape(corner.shape[:3])
+    good = inside & (covered >= min_tissue) & _in_tissue(opened, (corner + edge / 2) * down)
+    first = np.take_along_axis(corner, good.argmax(axis=2)[..., None, None], axis=2)[:, :, 0]
+    chosen = np.where(good.any(axis=2)[..., None], first, corners[:, None])
+    out: NDArray[np.int64] = chosen.astype(np.int64)
+    return out
+
+
+def _in_tissue(opened: OpenSlide, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether points (..., 2), in level-0 pixels, lie in tissue."""
+    mask = opened.tissue.mask
+    step = np.array([float(d) for d in opened.tissue.downsample])
+    x, y = np.moveaxis(np.floor(points / step).astype(np.int64), -1, 0)
+    here = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
+    found: NDArray[np.bool_] = here & mask[y * here, x * here]
+    return found
+
+
 def hsv_share(tile: TileArray, bounds: HsvFilter) -> float:
     """Share of pixels within the bounds."""
     import cv2
@@ -90,13 +154,35 @@ def read_tile(slide: Slide, plan: ReadPlan, corner: NDArray[np.int64], px: int) 
     down = slide.levels[plan.level].downsample
     width, height = (_source_px(plan, down, px, a) for a in (0, 1))
     pixels = slide.read_level(plan.level, int(corner[0]), int(corner[1]), width, height)
-    if (width, height) == (px, px):
+    return _resized(pixels, px)
+
+
+def read_tiles(
+    slide: Slide, plan: ReadPlan, corners: NDArray[np.int64], px: int
+) -> list[TileArray]:
+    """Tiles that lie close together, each (px, px, 3); blocks under them are decoded once."""
+    down = slide.levels[plan.level].downsample
+    width, height = (_source_px(plan, down, px, a) for a in (0, 1))
+    left, top = corners.min(axis=0).tolist()
+    right, bottom = corners.max(axis=0).tolist()
+    around = slide.read_level(plan.level, left, top, right - left + width, bottom - top + height)
+    places = [(x - left, y - top) for x, y in corners.tolist()]
+    return [_resized(around[y : y + height, x : x + width], px) for x, y in places]
+
+
+def _resized(pixels: TileArray, px: int) -> TileArray:
+    if pixels.shape[:2] == (px, px):
         return pixels
     import cv2
 
-    how = cv2.INTER_AREA if width > px else cv2.INTER_CUBIC
+    how = cv2.INTER_AREA if pixels.shape[1] > px else cv2.INTER_CUBIC
     resized: TileArray = cv2.resize(pixels, (px, px), interpolation=how)
     return resized
+
+
+def _shares_blocks(block: NDArray[np.int64]) -> bool:
+    """Whether blocks are tiles; for strips or single images placing can win nothing."""
+    return bool((block >= 64).all() and (block <= 4096).all())
 
 
 def _snapped(
@@ -107,8 +193,8 @@ def _snapped(
 ) -> NDArray[np.float64]:
     """Move corners, by less than a block, so that tiles touch as few blocks as they can."""
     size = np.array(block)
-    if (size < 64).any() or (size > 4096).any():
-        return corner  # strips or single images: nothing to win
+    if not _shares_blocks(size):
+        return corner
     slack = -(-edge // size) * size - edge
     start = np.round(corner / size) * size
     moved: NDArray[np.float64] = start + np.floor(draws * (slack + 1))

@@ -4,9 +4,13 @@ Which slides are open, which tiles a batch holds and where they lie follow from 
 alone. Nothing needs saving but the number of the step, and every process computes the same draws
 and reads only its own rows.
 
-Tiles are placed so that they need as few compressed blocks as possible (`sampler.snap`): a 256 px
-tile at a free place in 256 px blocks costs four decodes, within one block it costs one, and the
-random crop that follows moves the picture anyway.
+A 256 px tile at a free place among compressed blocks of 256 px costs four decodes. Two ways around:
+
+* `sampler.snap`: place tiles within as few blocks as possible (one, here; the random crop that
+  follows moves the picture anyway);
+* `sampler.share`: cut several tiles, at free places, from blocks that are decoded once, and deal
+  them out to as many batches in a row. Each tile's place has the distribution that it has without
+  sharing, and within a batch places are independent; neighbours meet only in different batches.
 """
 
 from __future__ import annotations
@@ -14,40 +18,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, ReadError
+from wsipipe.pretrain.drawing import Anchors, Draw, draw_mpp, draw_tiles
 from wsipipe.pretrain.options import Sampler
-from wsipipe.pretrain.placing import CANDIDATES, hsv_share, place_tiles, read_tile
-from wsipipe.pretrain.pool import OpenSlide, SlidePool, UsableSlide
-from wsipipe.pretrain.source import TileBatch, permuted_rows
+from wsipipe.pretrain.placing import (
+    CANDIDATES,
+    hsv_share,
+    place_beside,
+    place_tiles,
+    read_tile,
+    read_tiles,
+)
+from wsipipe.pretrain.pool import OpenSlide, SlidePool
+from wsipipe.pretrain.source import TileBatch
+from wsipipe.pretrain.windows import Windows
 from wsipipe.slide import ReadPlan, Slide, SlideEntry
 from wsipipe.types import TileArray
 
-__all__ = ["Anchors", "SlideSource"]
+__all__ = ["SlideSource"]
 
 log = logging.getLogger(__name__)
 
 _TRIES = 12
 
 
-@dataclass(frozen=True)
-class Anchors:
-    """Places of known kind, for balanced sampling.
-
-    Attributes:
-        slide: (A,) int64, index of the slide.
-        xy: (A, 2) float64, tile centres in level-0 pixels.
-        cluster: (A,) int64.
-    """
-
-    slide: NDArray[np.int64]
-    xy: NDArray[np.float64]
-    cluster: NDArray[np.int64]
+# Tiles (rows, share, px, px, 3) and the regions around them.
+_Pixels = tuple[TileArray, TileArray | None]
 
 
 class SlideSource:
@@ -109,9 +110,7 @@ class SlideSource:
             )
         self.names: Sequence[str] = [u.entry.slide_id for u in self.units]
         self.anchors = anchors
-        self._areas = np.array([u.tissue_mm2 for u in self.units])
-
-    # -- once a slide -----------------------------------------------------------------------
+        self._windows = Windows[tuple[int, int, int, int], _Pixels]()
 
     def close(self) -> None:
         """See `Source`."""
@@ -122,7 +121,7 @@ class SlideSource:
         """Random tiles of one slide: (n, px, px, 3) uint8, and (n, 2) centres in level-0 pixels."""
         rng = np.random.default_rng([seed, index, 2])
         opened = self._pool.get(index)
-        mpp = self._draw_mpp(self.units[index], rng)
+        mpp = draw_mpp(self.units[index], rng)
         plan = opened.plan(mpp)
         down = opened.slide.levels[plan.level].downsample
         edge = np.array([float(plan.scale[a]) * self.px for a in (0, 1)])
@@ -130,93 +129,55 @@ class SlideSource:
         tiles = [read_tile(opened.slide, plan, corner, self.px) for corner in corners]
         return np.stack(tiles), corners * np.array([float(d) for d in down]) + edge / 2
 
-    # -- batches ----------------------------------------------------------------------------
-
     def batch(self, index: int, n: int, rows: slice) -> TileBatch:
         """See `Source`."""
-        rng = np.random.default_rng([self.seed, index])
-        pool_size = min(self.sampler.pool, len(self.units))
-        pool = permuted_rows(index // self.sampler.reuse, pool_size, len(self.units), self.seed)
-        pool = np.unique(pool)
-        centres = None
-        if self.sampler.balance == "clusters":
-            slides, centres = self._balanced(pool, n, rng)
-        else:
-            slides = self._draw_slides(pool, n, rng)
-        mpp = np.array([self._draw_mpp(self.units[s], rng) for s in slides])
-        seeds, draws = rng.integers(0, 2**63, n), rng.random((n, CANDIDATES, 5))
+        number, part = divmod(index, self.sampler.share)
+        draw = draw_tiles(number, n, self.units, self.sampler, self.anchors, self.seed)
         mine = np.arange(n)[rows]
-        corners = self._all_places(mine, slides, mpp, draws, centres)
+        if self.sampler.share == 1:
+            tiles, regions = self._read(draw, mine)
+        else:
+            first, last, _ = rows.indices(n)
+            tiles, regions = self._windows.get(
+                (number, n, first, last), lambda: self._read(draw, mine)
+            )
+        around = None if regions is None else regions[:, part]
+        return TileBatch(tiles[:, part], draw.slides, draw.mpp, region=around)
+
+    def _read(self, draw: Draw, mine: NDArray[np.int64]) -> _Pixels:
+        """Pixels of these rows, all tiles of each."""
+        corners = self._corners(draw, mine)
         region_px = self.sampler.region.px if self.sampler.region else 0
-        tiles = np.empty((len(mine), self.px, self.px, 3), np.uint8)
-        regions = np.empty((len(mine), region_px, region_px, 3), np.uint8) if region_px else None
+        shape = (len(mine), self.sampler.share)
+        tiles = np.empty((*shape, self.px, self.px, 3), np.uint8)
+        regions = np.empty((*shape, region_px, region_px, 3), np.uint8) if region_px else None
 
         def read(k: int) -> None:
-            row = mine[k]
-            centre = None if centres is None else centres[row]
-            tiles[k], region = self._tile(
-                int(slides[row]), mpp[row], int(seeds[row]), corners[k], centre
-            )
-            if regions is not None and region is not None:
-                regions[k] = region
+            around = None if regions is None else regions[k]
+            self._row(draw, int(mine[k]), corners[k], tiles[k], around)
 
         list(self._threads.map(read, range(len(mine))))
-        return TileBatch(tiles, slides, mpp, region=regions)
+        return tiles, regions
 
-    def _draw_slides(
-        self, pool: NDArray[np.int64], n: int, rng: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Slides by weight, with at least `slides_per_batch` different ones where there are."""
-        weights = np.ones(len(pool)) if self.sampler.balance == "slides" else self._areas[pool]
-        weights = weights / weights.sum()
-        drawn = rng.choice(pool, n, p=weights)
-        distinct = min(self.sampler.slides_per_batch, len(pool), n)
-        drawn[:distinct] = rng.choice(pool, distinct, replace=False, p=weights)
-        return rng.permutation(drawn)
-
-    def _balanced(
-        self, pool: NDArray[np.int64], n: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Every cluster that the pool has the same share; slides and centres of n tiles."""
-        if self.anchors is None:
-            raise ConfigError(
-                "balance: clusters needs clusters of tiles.", "Give them with --clusters FILE.csv."
-            )
-        here = np.flatnonzero(np.isin(self.anchors.slide, pool))
-        if not len(here):
-            return self._draw_slides(pool, n, rng), np.full((n, 2), np.nan)
-        kinds = np.unique(self.anchors.cluster[here])
-        wanted = rng.choice(kinds, n)
-        chosen = np.empty(n, np.int64)
-        for kind in kinds:
-            rows = np.flatnonzero(wanted == kind)
-            chosen[rows] = rng.choice(here[self.anchors.cluster[here] == kind], len(rows))
-        return self.anchors.slide[chosen], self.anchors.xy[chosen]
-
-    def _draw_mpp(self, unit: UsableSlide, rng: np.random.Generator) -> float:
-        if isinstance(unit.options, tuple):
-            low, high = np.log(unit.options)
-            return float(np.exp(rng.uniform(low, high)))
-        values = list(unit.options)
-        weights = np.array(list(unit.options.values()))
-        return float(rng.choice(values, p=weights / weights.sum()))
-
-    def _all_places(
-        self,
-        mine: NDArray[np.int64],
-        slides: NDArray[np.int64],
-        mpp: NDArray[np.float64],
-        draws: NDArray[np.float64],
-        centres: NDArray[np.float64] | None,
-    ) -> NDArray[np.int64]:
-        """First corners of this process's rows, (len(mine), 2); one look-up a slide and mpp."""
-        corners = np.empty((len(mine), 2), np.int64)
-        keys = np.stack([slides[mine].astype(np.float64), mpp[mine]], axis=1)
+    def _corners(self, draw: Draw, mine: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Corners of this process's rows, (len(mine), share, 2); one look-up a slide and mpp."""
+        corners = np.empty((len(mine), self.sampler.share, 2), np.int64)
+        keys = np.stack([draw.slides[mine].astype(np.float64), draw.mpp[mine]], axis=1)
         for key in np.unique(keys, axis=0):
             group = np.flatnonzero((keys == key).all(axis=1))
+            rows = mine[group]
             opened = self._pool.get(int(key[0]))
-            around = None if centres is None else centres[mine[group]]
-            corners[group] = self._place(opened, opened.plan(key[1]), draws[mine[group]], around)
+            plan = opened.plan(key[1])
+            around = None if draw.centres is None else draw.centres[rows]
+            corners[group, 0] = self._place(opened, plan, draw.places[rows], around)
+            corners[group, 1:] = place_beside(
+                opened,
+                plan,
+                corners[group, 0],
+                draw.more[rows],
+                px=self.px,
+                min_tissue=self.sampler.tissue,
+            )
         return corners
 
     def _place(
@@ -236,32 +197,58 @@ class SlideSource:
             snap=self.sampler.snap,
         )
 
+    def _row(
+        self,
+        draw: Draw,
+        row: int,
+        corners: NDArray[np.int64],
+        tiles: TileArray,
+        regions: TileArray | None,
+    ) -> None:
+        """Read the tiles of a row into `tiles` (share, px, px, 3), and their regions."""
+        mpp = float(draw.mpp[row])
+        opened = self._pool.get(int(draw.slides[row]))
+        plan = opened.plan(mpp)
+        around = None if draw.centres is None else draw.centres[row][None]
+        together: Sequence[TileArray | None] = [None] * len(corners)
+        if len(corners) > 1:
+            try:
+                together = read_tiles(opened.slide, plan, corners, self.px)
+            except ReadError:
+                log.debug("tiles are read one by one: not all of their blocks can be decoded")
+        for part, tile in enumerate(together):
+            rng = np.random.default_rng(int(draw.seeds[row]) + part)
+            tiles[part], corner = self._tile(opened, plan, corners[part], around, tile, rng)
+            if regions is not None:
+                regions[part] = self._region(opened.slide, mpp, plan, corner, rng)
+
     def _tile(
         self,
-        index: int,
-        mpp: float,
-        seed: int,
+        opened: OpenSlide,
+        plan: ReadPlan,
         corner: NDArray[np.int64],
-        centre: NDArray[np.float64] | None,
-    ) -> tuple[TileArray, TileArray | None]:
-        """Read a tile; elsewhere if it cannot be read or the colour filter refuses it."""
-        opened, rng = self._pool.get(index), np.random.default_rng(seed)
-        plan = opened.plan(mpp)
-        around = None if centre is None else centre[None]
+        around: NDArray[np.float64] | None,
+        tile: TileArray | None,
+        rng: np.random.Generator,
+    ) -> tuple[TileArray, NDArray[np.int64]]:
+        """The tile at `corner` (read it if None); elsewhere if it is unreadable or refused."""
         problem: ReadError | None = None
-        tile, hsv = None, self.sampler.hsv
+        found: tuple[TileArray, NDArray[np.int64]] | None = None
+        hsv = self.sampler.hsv
         for _ in range(_TRIES):
             try:
-                tile = read_tile(opened.slide, plan, corner, self.px)
-                if hsv is None or hsv_share(tile, hsv) >= hsv.share:
-                    break
+                if tile is None:
+                    tile = read_tile(opened.slide, plan, corner, self.px)
+                found, tile = (tile, corner), None
+                if hsv is None or hsv_share(found[0], hsv) >= hsv.share:
+                    return found
             except ReadError as error:
                 problem = error
             corner = self._place(opened, plan, rng.random((1, CANDIDATES, 5)), around)[0]
-        if tile is None:
+        if found is None:
             assert problem is not None
             raise problem
-        return tile, self._region(opened.slide, mpp, plan, corner, rng)
+        return found
 
     def _region(
         self,
@@ -270,10 +257,9 @@ class SlideSource:
         plan: ReadPlan,
         corner: NDArray[np.int64],
         rng: np.random.Generator,
-    ) -> TileArray | None:
+    ) -> TileArray:
         spec = self.sampler.region
-        if spec is None:
-            return None
+        assert spec is not None
         down = slide.levels[plan.level].downsample
         edge = np.array([float(plan.scale[a]) * self.px for a in (0, 1)])
         offset = rng.random(2) * edge * (spec.factor - 1)
