@@ -80,6 +80,7 @@ class ExtractSettings(_Settings):
         recompute: Replace files of another identity instead of refusing.
         strict: Stop at the first failed slide.
         max_bad_tiles: Share of unreadable tiles above which a slide fails.
+        profile: File for a trace of what each thread does; None: none is made.
         pseudonymize: Key file; slides go by keyed hashes of their ids in all outputs.
         new_key: Make the key file if it is not there.
         pseudonym_map: CSV file of who is who, outside of `out`.
@@ -122,6 +123,7 @@ class ExtractSettings(_Settings):
     recompute: bool = False
     strict: bool = False
     max_bad_tiles: float = Field(0.01, ge=0, le=1)
+    profile: Path | None = None
     pseudonymize: Path | None = None
     new_key: bool = False
     pseudonym_map: Path | None = None
@@ -169,6 +171,8 @@ class ExtractSettings(_Settings):
             raise ValueError("roi_class needs roi")
         if not self.devices:
             raise ValueError("device names none")
+        if self.profile is not None and self.executor != "local":
+            raise ValueError("profile is for the local executor: it traces this machine's threads")
         if self.pseudonymize is None and (self.new_key or self.pseudonym_map is not None):
             raise ValueError("new_key and pseudonym_map need pseudonymize")
         if self.join and self.shard is not None:

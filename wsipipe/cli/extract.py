@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsipipe.config import ExtractSettings
     from wsipipe.embed.drain import Drain
     from wsipipe.pipeline.extract import ExtractPlan
+    from wsipipe.pipeline.result import RunResult
 
 _GRID = "Tiles"
 _TISSUE = "Tissue"
@@ -212,6 +213,14 @@ def command(
             rich_help_panel=_NAMES,
         ),
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write what each thread does and waits for; open it at ui.perfetto.dev.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     recompute: Annotated[
         bool,
         typer.Option("--recompute", help="Replace files of other settings.", rich_help_panel=_RUN),
@@ -254,6 +263,9 @@ def command(
 
     One of eight tasks of a scheduler's array, where there is no shared folder:
       wsipipe extract cohort.csv --encoder phikon --shard 3/8
+
+    Where does the time go? Reading, model, writing and waiting of each thread:
+      wsipipe extract slides/ --encoder phikon --profile trace.json
 
     Exit codes: 0 all done, 1 some slides failed (see failures.csv), 2 the command is wrong,
     3 weights or a package are missing, 4 disk full or not writable, 75 stopped by a signal: run
@@ -301,6 +313,7 @@ def command(
             slide_timeout=slide_timeout,
             grace=grace,
             max_bad_tiles=max_bad_tiles,
+            profile=profile,
             pseudonymize=pseudonymize,
             new_key=new_key,
             pseudonym_map=pseudonym_map,
@@ -319,24 +332,32 @@ def command(
 def _run(settings: ExtractSettings, slides: list[str], drain: Drain, as_json: bool) -> int:
     from wsipipe.cli._progress import make_reporter
     from wsipipe.pipeline.extract import run_extract
+    from wsipipe.pipeline.result import RunDrained
 
-    result = run_extract(settings, slides, drain=drain, reporter=make_reporter())
-    if not as_json:
+    try:
+        result = run_extract(settings, slides, drain=drain, reporter=make_reporter())
+    except RunDrained as drained:
+        if as_json and drained.result is not None:
+            _print_json(_document(drained.result))
+        raise
+    if as_json:
+        _print_json(_document(result))
+    else:
         _say_result(result)
-        return result.exit_code
-    _print_json(
-        {
-            "out": str(result.out),
-            "done": list(result.done),
-            "empty": list(result.empty),
-            "failed": list(result.failed),
-            "pending": list(result.pending),
-            "reasons": result.reasons,
-            "tiles": result.tiles,
-            "seconds": round(result.seconds, 2),
-        }
-    )
     return result.exit_code
+
+
+def _document(result: RunResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "done": list(result.done),
+        "empty": list(result.empty),
+        "failed": list(result.failed),
+        "pending": list(result.pending),
+        "reasons": result.reasons,
+        "tiles": result.tiles,
+        "seconds": round(result.seconds, 2),
+    }
 
 
 def _say_result(result: Any) -> None:

@@ -387,6 +387,7 @@ class SlideTask:
                 "read_mode": grid.read.mode,
                 "read_level": grid.read.level,
                 "batch_size": self.run.batch_size(),
+                **self.run.encoders[self.run.targets.index(sink.target)].facts(),
                 **{f"quality_{name}": value for name, value in quality.items()},
             },
         )
