@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from wsipipe.cli.run import STAGES, command_spec
-from wsipipe.errors import ConfigError
+from wsipipe.errors import ConfigError, Drained
+from wsipipe.pipeline import chain
 from wsipipe.pipeline.chain import plan_stages, run_stages
 from wsipipe.pipeline.recipe import Recipe, load_recipe
 from wsipipe.synth import make_cohort
@@ -53,6 +55,11 @@ stages:
         ("    number: 1", "    size: 256", 6, "there twice"),
         ("settings:", "setings:", 1, "Did you mean 'settings'"),
         ('    slides: ["${synth.out}"]\n', "", 7, "needs 'slides'"),
+        ("[synth]", "[[synth]]", 8, "is no stage before"),
+        (GOOD, "", 1, "not a mapping"),
+        (GOOD, "# nothing yet\n", 1, "not a mapping"),
+        (GOOD, "settings: {out: o}\nstages: {}\n", 2, "at least one stage"),
+        (GOOD, "settings: &a [*a]\n", 1, "holds itself"),
     ],
 )
 def test_mistakes_are_refused_with_their_line(
@@ -96,6 +103,43 @@ stages:
         "--", "OUT/abmil-3", "OUT/abmil-5", "OUT/mean-3", "OUT/mean-5",
     )  # fmt: skip
     assert recipe.stages[-1].needs == tuple(stage.name for stage in recipe.stages[:-1])
+
+
+def test_extract_tells_the_folders_it_writes(tmp_path: Path) -> None:
+    text = """\
+settings: {out: OUT}
+stages:
+  extract: {slides: [s], encoder: [uni_v1, H-optimus-0], tile_px: 256, allow_off_card: true}
+  train:
+    needs: [extract]
+    for: {folder: "${extract.folder}"}
+    features: ${out}/features/${folder}
+    labels: l.csv
+    target: [label]
+    out: ${out}/${folder}
+"""
+    names = [stage.name for stage in recipe_of(tmp_path, text).stages[1:]]
+    assert names == ["train[uni@256px-0.5mpp]", "train[h-optimus-0@256px-0.5mpp]"]
+    joined = text.replace('    for: {folder: "${extract.folder}"}\n', "")
+    with pytest.raises(ConfigError, match="is a list"):
+        recipe_of(tmp_path, joined.replace("${folder}", "${extract.folder}"))
+    one = joined.replace("${folder}", "${extract.folder}").replace("uni_v1, ", "")
+    features = [w for w in recipe_of(tmp_path, one).stages[1].arguments if "--features" in w]
+    assert features == ["--features=OUT/features/h-optimus-0@256px-0.5mpp"]
+
+
+def test_a_crash_is_no_request_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tmp_path, GOOD.replace("OUT", str(tmp_path / "out")))
+    said: list[str] = []
+    monkeypatch.setattr(chain, "_run", lambda _: -signal.SIGKILL)
+    assert run_stages(recipe, say=said.append) == {"synth": 137}
+    assert said[-2:] == [
+        "synth: crashed (SIGKILL).",
+        "synth: ended with code 137; the stages after it wait.",
+    ]
+    monkeypatch.setattr(chain, "_run", lambda _: -signal.SIGTERM)
+    with pytest.raises(Drained):
+        run_stages(recipe, say=said.append)
 
 
 def test_rerun_does_only_what_is_missing_or_changed(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from wsipipe.cli import app
 from wsipipe.errors import ConfigError
 from wsipipe.pretrain.backbone import build_backbone
 from wsipipe.pretrain.options import Arch
-from wsipipe.pretrain.recipe import SCALES, list_recipes, load_recipe, parse_set
+from wsipipe.pretrain.recipe import SCALES, list_recipes, load_recipe
+from wsipipe.words import read_setting
 
 SEED_MODELS = {
     *("virchow", "virchow2", "h-optimus-0", "kaiko", "midnight", "uni", "brow", "phikon"),
@@ -130,13 +131,14 @@ def test_unknown_keys_scales_and_recipes_are_errors_that_name_them() -> None:
 
 
 def test_set_reads_yaml_values_and_replaces_mixtures_whole() -> None:
-    changes = parse_set(["optim.lr=1e-3", "sampler.mpp={0.5: 1, 1.0: 1}", "loss.ibot=null"])
+    items = ["optim.lr=1e-3", "sampler.mpp={0.5: 1, 1.0: 1}", "loss.ibot=null"]
+    changes = dict(map(read_setting, items))
     recipe = load_recipe("virchow2", "smoke", changes)
     assert recipe.optim.lr == 1e-3
     assert recipe.sampler.mpp == {0.5: 1, 1.0: 1}
     assert recipe.loss.ibot is None
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        parse_set(["optim.lr"])
+        read_setting("optim.lr")
 
 
 def test_a_user_file_can_build_on_a_packaged_recipe(tmp_path) -> None:

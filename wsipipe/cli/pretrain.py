@@ -38,7 +38,7 @@ def command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+        bool, typer.Option("--resume", help="A run is expected in --out: warn if there is none.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     workers: Annotated[
@@ -72,7 +72,8 @@ def command(
         torchrun --nproc-per-node 8 -m wsipipe pretrain --recipe uni --scale paper --slides s/
         wsipipe extract slides/ --encoder run1/encoder --out features
 
-    A run that was stopped goes on with --resume and shows the same losses as one that was not.
+    A run that was stopped goes on when the same command is given again, and shows the same losses
+    as one that was not.
     """
     if list_:
         _list(as_json)
@@ -86,8 +87,8 @@ def command(
 
     drain = Drain().install()
     try:
-        from wsipipe.pretrain.recipe import parse_set
         from wsipipe.pretrain.run import pretrain
+        from wsipipe.words import read_setting
 
         logging.basicConfig(level=logging.WARNING, format="wsipipe: %(message)s")
         logging.getLogger("wsipipe.pretrain").setLevel(logging.INFO)
@@ -98,7 +99,7 @@ def command(
             slides=[*(slides or []), *(more_slides or [])],
             tiles=tiles,
             init=init,
-            changes=parse_set(set_ or []),
+            changes=dict(read_setting(item) for item in set_ or []),
             resume=resume,
             device=device,
             workers=workers,

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +96,19 @@ def command_spec(name: str) -> CommandSpec:
             continue
         key, spec = _option_spec(parameter, hint, defaults[parameter].default)
         options[key] = spec
-    return CommandSpec(name, options)
+    return CommandSpec(name, options, {"folder": _feature_folders} if name == "extract" else {})
+
+
+def _feature_folders(options: Mapping[str, Any]) -> list[str]:
+    """Names below `features/` that an extract stage with these options writes."""
+    from wsipipe.config import ExtractSettings
+    from wsipipe.pipeline.targets import find_targets
+
+    names = {"encoder": "encoders", "mpp": "mpp", "tile_px": "tile_px"}
+    given = {name: options[key] for key, name in names.items() if options.get(key) is not None}
+    off_card = bool(options.get("allow_off_card"))
+    settings = ExtractSettings.of(allow_off_card=off_card, **given)
+    return [target.folder for target in find_targets(settings)]
 
 
 def _option_spec(parameter: str, hint: Any, default: Any) -> tuple[str, OptionSpec]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from wsipipe.errors import ConfigError
+from wsipipe.words import read_setting, read_word
 
 
 def command(
@@ -119,7 +120,7 @@ def command(
 
     settings = TrainSettings(
         aggregator=aggregator,
-        aggregator_settings=dict(_pair(text, "--set") for text in set_ or []),
+        aggregator_settings=dict(read_setting(text) for text in set_ or []),
         epochs=epochs,
         lr=lr,
         weight_decay=weight_decay,
@@ -171,31 +172,11 @@ def command(
         raise typer.Exit(1)
 
 
-def _pair(text: str, option: str) -> tuple[str, Any]:
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"{option} {text!r} is not KEY=VALUE.")
-    return key, _value(value)
-
-
 def _grid(text: str) -> tuple[str, list[Any]]:
     key, sign, values = text.partition("=")
     if not sign or not values:
         raise ConfigError(f"--grid {text!r} is not KEY=A,B,C.")
-    return key, [_value(v) for v in values.split(",")]
-
-
-def _value(text: str) -> Any:
-    """The YAML reading of a word: numbers, true, false; else text."""
-    import yaml
-
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 takes 1e-4 for a word
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return key, [read_word(v.strip()) for v in values.split(",")]
 
 
 def _table(metrics: dict[str, Any]) -> str:

@@ -27,7 +27,13 @@ __all__ = ["Planned", "plan_stages", "run_stages"]
 
 # Options that do not change what a stage gives.
 _WITHOUT_EFFECT = {"workers", "device", "batch_size", "out", "json", "as_json", "grace", "stage"}
-_READS = {"slides", "features", "labels", "model", "models", "splits", "tissue", "roi", "weights"}
+# Options that name files or folders; what is no path (a catalogue name) reads as absent, always.
+_READS = {
+    *("slides", "features", "labels", "model", "models", "splits", "tissue", "roi", "weights"),
+    *("encoder", "tiles", "monitor_tiles", "clusters", "init", "recipe"),
+}
+# A stage that ends by one of these was asked to stop; any other signal is a crash.
+_ASKED = (75, 130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1)
 _SMALL_BYTES = 64 << 20
 
 
@@ -65,7 +71,8 @@ def run_stages(recipe: Recipe, *, say: Callable[[str], None]) -> dict[str, int]:
         say: Receives one line an event.
 
     Returns:
-        Stage -> exit code, of the stages that ran; the last one may be 2, 3 or 4.
+        Stage -> exit code, of the stages that ran; the last one may be 2, 3, 4, 70, or 128 and
+        the signal that it crashed with.
 
     Raises:
         Drained: A signal stopped a stage; run again to go on.
@@ -84,9 +91,12 @@ def run_stages(recipe: Recipe, *, say: Callable[[str], None]) -> dict[str, int]:
         say(f"{stage.name}: {plan.reason}")
         say(f"$ wsipipe {' '.join([stage.command.name, *arguments])}")
         code = _run([stage.command.name, *arguments])
-        codes[stage.name] = code
-        if code in (75, 130) or code < 0:
+        if code in _ASKED:
             raise Drained("a signal")
+        if code < 0:
+            say(f"{stage.name}: crashed ({signal.Signals(-code).name}).")
+            code = 128 - code  # as a shell says it
+        codes[stage.name] = code
         if code not in (0, 1):
             say(f"{stage.name}: ended with code {code}; the stages after it wait.")
             break

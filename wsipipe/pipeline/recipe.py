@@ -13,25 +13,29 @@
         aggregator: ${aggregator}
         out: ${out}/train/${aggregator}
 
-A stage's keys are the options of its command (`run: NAME`, by default the stage's own name), so a
-recipe knows exactly what the command line knows. Mistakes are refused with their line.
+`${extract.folder}` is where below `features/` an extract stage writes, whatever spelling of the
+encoder it was given. A stage's keys are the options of its command (`run: NAME`, by default the
+stage's own name), so a recipe knows exactly what the command line knows. Mistakes are refused with
+their line.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from wsipipe.errors import ConfigError
+from wsipipe.words import read_setting, read_word
 
-__all__ = ["CommandSpec", "OptionSpec", "Recipe", "Stage", "load_recipe", "parse_value"]
+__all__ = ["CommandSpec", "OptionSpec", "Recipe", "Stage", "load_recipe"]
 
 _STAGE_KEYS = ("run", "needs", "for")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -59,10 +63,16 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """A command and its options by the names that recipes use (`mpp_tolerance`)."""
+    """A command and its options by the names that recipes use (`mpp_tolerance`).
+
+    Attributes:
+        outcomes: What later stages may ask for as `${stage.name}` beside the stage's options:
+            name -> function of the options as written.
+    """
 
     name: str
     options: Mapping[str, OptionSpec]
+    outcomes: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ class _Document:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self.lines: dict[tuple[str, ...], int] = {}
+        self._open: set[int] = set()  # nodes whose content is being read
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
@@ -115,6 +126,15 @@ class _Document:
 
     def _build(self, node: yaml.Node, where: tuple[str, ...]) -> Any:
         self.lines[where] = node.start_mark.line + 1
+        if id(node) in self._open:
+            raise self.error(where, "an alias that holds itself")
+        self._open.add(id(node))
+        try:
+            return self._content(node, where)
+        finally:
+            self._open.remove(id(node))
+
+    def _content(self, node: yaml.Node, where: tuple[str, ...]) -> Any:
         if isinstance(node, yaml.MappingNode):
             found: dict[str, Any] = {}
             for key_node, value_node in node.value:
@@ -130,13 +150,14 @@ class _Document:
         if isinstance(node, yaml.SequenceNode):
             return [self._build(item, (*where, str(i))) for i, item in enumerate(node.value)]
         quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
-        return str(node.value) if quoted else parse_value(str(node.value))
+        return str(node.value) if quoted else read_word(str(node.value))
 
     def error(
         self, where: tuple[str, ...], problem: str, remedy: str = "", *, line: int | None = None
     ) -> ConfigError:
         while line is None:
-            line = self.lines.get(where)
+            # An empty file has no lines at all.
+            line = self.lines.get(where) if where else self.lines.get((), 1)
             where = where[:-1]
         return ConfigError(f"{self.path}, line {line}: {problem}.", remedy)
 
@@ -144,17 +165,6 @@ class _Document:
         if not isinstance(value, dict):
             raise self.error(where, f"'{'.'.join(where) or 'the file'}' is not a mapping of names")
         return value
-
-
-def parse_value(text: str) -> Any:
-    """A plain word as YAML 1.2 reads it: numbers (1e-4 too), true, false, null; else the text."""
-    value = yaml.safe_load(text) if text else ""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return text
-    return value if isinstance(value, bool | int | float | list) or value is None else text
 
 
 def load_recipe(
@@ -179,6 +189,8 @@ def load_recipe(
     _known(document, content, ("about", "settings", "stages"), (), "key")
     settings = document.mapping(content.get("settings", {}), ("settings",))
     stages = document.mapping(content.get("stages"), ("stages",))
+    if not stages:
+        raise document.error(("stages",), "a recipe needs at least one stage")
     for name, stage in stages.items():
         document.mapping(stage, ("stages", name))
     _apply(changes, settings, stages)
@@ -215,10 +227,7 @@ def _apply(
     changes: Sequence[str], settings: dict[str, Any], stages: Mapping[str, dict[str, Any]]
 ) -> None:
     for change in changes:
-        key, sign, text = change.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {change!r} is not KEY=VALUE.")
-        value = parse_value(text)
+        key, value = read_setting(change)
         stage, dot, option = key.partition(".")
         if key in settings:
             settings[key] = value
@@ -247,18 +256,20 @@ def _expand(
     _known(document, entry, [*_STAGE_KEYS, *command.options], where, f"option of {run}:")
     needs = entry.get("needs", [])
     needs = needs if isinstance(needs, list) else [needs]
-    for need in needs:
+    for need in map(str, needs):
         if need not in before:
             problem = f"'{need}' is no stage before '{name}'"
-            raise document.error((*where, "needs"), problem, _suggest(str(need), before))
+            raise document.error((*where, "needs"), problem, _suggest(need, before))
     needed = tuple(stage.name for need in needs for stage in before[need])
     settings = {**settings, **_outcomes({need: before[need] for need in needs})}
     loops = document.mapping(entry.get("for", {}), (*where, "for"))
     choices = []
     for key, values in loops.items():
         values = _resolve(document, values, settings, (*where, "for", key))
-        if not isinstance(values, list) or not values:
-            raise document.error((*where, "for", key), f"'{key}' is not a list of values")
+        # What names a setting or an outcome may be one value as well as a list.
+        values = values if isinstance(values, list) else [values]
+        if not values:
+            raise document.error((*where, "for", key), f"'{key}' has no values")
         choices.append([(key, value) for value in values])
     stages = []
     for chosen in itertools.product(*choices):
@@ -275,13 +286,26 @@ def _expand(
 
 
 def _outcomes(needed: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
-    """`${stage.option}` of the stages that a stage needs; a list where `for` made several."""
+    """`${stage.option}` of the stages that a stage needs; a list where `for` made several.
+
+    What a command works out is a function here, called where it is referred to.
+    """
     found: dict[str, Any] = {}
     for name, stages in needed.items():
         for key in stages[0].options if stages else ():
-            values = [stage.options[key] for stage in stages]
-            found[f"{name}.{key}"] = values[0] if len(values) == 1 else values
+            found[f"{name}.{key}"] = _one_or_all([stage.options[key] for stage in stages])
+        for key in stages[0].command.outcomes if stages else ():
+            found[f"{name}.{key}"] = functools.partial(_work_out, key, stages)
     return found
+
+
+def _work_out(key: str, stages: Sequence[Stage]) -> Any:
+    found = [stage.command.outcomes[key](stage.options) for stage in stages]
+    return _one_or_all([item for part in found for item in part])
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def _resolve(
@@ -295,10 +319,18 @@ def _resolve(
     for name in _REFERENCE.findall(value):
         if name not in known:
             raise document.error(where, f"${{{name}}} is not a setting", _suggest(name, known))
+
+    def content(name: str) -> Any:
+        return known[name]() if callable(known[name]) else known[name]
+
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        return known[whole[1]]
-    return _REFERENCE.sub(lambda match: str(known[match[1]]), value)
+        return content(whole[1])
+    for name in _REFERENCE.findall(value):
+        if isinstance(content(name), list):
+            problem = f"${{{name}}} is a list; it cannot be part of a text"
+            raise document.error(where, problem, "Run the stage once for each: for: {NAME: ...}.")
+    return _REFERENCE.sub(lambda match: str(content(match[1])), value)
 
 
 def _arguments(

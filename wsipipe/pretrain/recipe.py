@@ -19,7 +19,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.pretrain.method_options import OPTIONS
 from wsipipe.pretrain.options import Arch, Monitor, Optim, Sampler, Views
 
-__all__ = ["SCALES", "Recipe", "list_recipes", "load_recipe", "parse_set", "recipe_source"]
+__all__ = ["SCALES", "Recipe", "list_recipes", "load_recipe", "recipe_source"]
 
 SCALES = ("smoke", "small", "paper")
 
@@ -140,35 +140,6 @@ def load_recipe(
             f"recipe {name}: {_explain(error)}.",
             f"`wsipipe pretrain --describe {name}` shows all keys.",
         ) from None
-
-
-def parse_set(items: list[str]) -> dict[str, Any]:
-    """`["optim.steps=100"]` -> `{"optim.steps": 100}`; values are YAML.
-
-    Raises:
-        ConfigError: An item without "=" or with a value that is not YAML.
-    """
-    changes = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {item!r} is not KEY=VALUE.", "Example: --set optim.steps=100")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {item!r}: the value is not YAML.") from None
-        if isinstance(value, str):
-            value = _number(value)
-        changes[key.strip()] = value
-    return changes
-
-
-def _number(text: str) -> Any:
-    """YAML 1.1 reads 1e-3 as text."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _read(name: str) -> dict[str, Any]:
