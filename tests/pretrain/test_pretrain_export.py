@@ -187,11 +187,15 @@ def test_command_goes_from_slides_to_extraction(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["slides"] == 2
-    again = CliRunner().invoke(app, [*args, *sets])
-    assert isinstance(again.exception, ConfigError)
-    assert "--resume" in str(again.exception)
-    resumed = CliRunner().invoke(app, [*args, *sets, "--resume"])
-    assert resumed.exit_code == 0, resumed.output
+    # The same command again finds all done; with other settings it is refused.
+    manifest = (tmp_path / "run" / "encoder" / "manifest.json").read_bytes()
+    for extra in ([], ["--resume"]):
+        again = CliRunner().invoke(app, [*args, *sets, *extra])
+        assert again.exit_code == 0, again.output
+        assert (tmp_path / "run" / "encoder" / "manifest.json").read_bytes() == manifest
+    other = CliRunner().invoke(app, [*args, *sets, "--set", "seed=5"])
+    assert isinstance(other.exception, ConfigError)
+    assert "seed: 0 there, 5 asked" in str(other.exception)
 
     import wsipipe
 

@@ -256,7 +256,7 @@ def test_resuming_on_other_tiles_is_refused(tmp_path: Path) -> None:
 def test_batches_that_processes_cannot_share_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsipipe.pretrain.trainer.world_size", lambda: 3)
+    monkeypatch.setattr("wsipipe.pretrain.update.world_size", lambda: 3)
     with pytest.raises(ConfigError, match="cannot be shared by 3"):
         Trainer(tiny_recipe("mae", **BASE), tile_source(8), tmp_path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import yaml
 
 from wsipipe.errors import ConfigError, MissingExtraError, OutputError
 from wsipipe.pretrain.recipe import Recipe, load_recipe
+from wsipipe.store import publish_text
 
 if TYPE_CHECKING:
     from wsipipe.pretrain.initial import Start
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from wsipipe.pretrain.trainer import Trainer, TrainResult
 
 __all__ = ["Pretrained", "pretrain"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def pretrain(
         tiles: Tiles instead: a folder, a .csv or an .h5 file.
         init: Encoder to start from, as `create_encoder` names it.
         changes: {"optim.steps": 100, ...} on top of the recipe.
-        resume: Go on from the last checkpoint in `out`.
+        resume: A run is expected in `out`: say so if training starts anew. A run that is there
+            goes on in any case, if it has the same settings.
         device: auto, cpu, cuda, cuda:1, ...
         workers: Threads that read; None = as many as this process has cores.
         tissue: Tissue method, or a folder of masks.
@@ -85,7 +91,7 @@ def pretrain(
     Raises:
         ConfigError: Recipe, data or checkpoint do not fit.
         TrainingError: The loss diverged or the features collapsed.
-        Drained: A signal asked to stop; run again with `resume`.
+        Drained: A signal asked to stop; run again to go on.
     """
     _require()
     resolved = load_recipe(recipe, scale, changes)
@@ -95,15 +101,15 @@ def pretrain(
             "either slides or tiles must be given.", "Use --slides DIR or --tiles DIR."
         )
     place = _join_processes(device)
-    start = _start(init, resolved.optim.steps)
+    start = _start(init)
     if start is not None:
         resolved = start.applied(resolved, frozenset(changes or {}))
-    _check_out(out, resume)
+    _make_out(out)
     source = _source(resolved, out, slides, tiles, workers, tissue, clusters)
     try:
         trainer = _trainer(resolved, source, out, place, start, labelled, stop_signal)
-        if resume:
-            trainer.resume()
+        if not trainer.resume() and resume:
+            log.warning("%s holds no checkpoint to go on from: training starts anew", out)
         _write_settings(out, resolved, source)
         result = trainer.train()
         return _finish(trainer, result, source, start)
@@ -129,10 +135,14 @@ def _join_processes(device: str) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {device!r}.", "auto, cpu, cuda or cuda:N.") from None
     if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device {device!r}: torch sees no GPU here.", "Use --device cpu.")
+        here = torch.cuda.device_count()
+        if (place.index or 0) >= here:
+            raise ConfigError(f"device {device!r}: torch sees {here} GPUs.", "Use --device cpu.")
         torch.cuda.set_device(place)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
@@ -146,7 +156,7 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _start(init: str | None, steps: int) -> Start | None:
+def _start(init: str | None) -> Start | None:
     if init is None:
         return None
     from wsipipe.pretrain.initial import start_from
@@ -154,17 +164,13 @@ def _start(init: str | None, steps: int) -> Start | None:
     return start_from(init)
 
 
-def _check_out(out: Path, resume: bool) -> None:
-    from wsipipe.pretrain.checkpoint import latest
-
+def _make_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file.", "--out names the folder of the run.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(out, f"cannot be made ({error}).") from error
-    if not resume and latest(out / "checkpoints") is not None:
-        raise ConfigError(
-            f"{out} already holds a training run.", "Go on with --resume, or choose another --out."
-        )
 
 
 def _source(
@@ -182,6 +188,7 @@ def _source(
     if tiles is not None:
         cut = Region(region.factor, region.px) if region else None
         return open_tiles(Path(tiles), recipe.sampler.px, recipe.seed, cut)
+    from wsipipe.embed.resources import available_cpus
     from wsipipe.pretrain.stream import SlideSource
     from wsipipe.slide import find_slides
 
@@ -191,7 +198,7 @@ def _source(
         seed=recipe.seed,
         tissue=tissue,
         cache=out / "tissue",
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or available_cpus(),
     )
     if recipe.sampler.balance == "clusters":
         from wsipipe.pretrain.cluster import find_anchors
@@ -232,12 +239,13 @@ def _write_settings(out: Path, recipe: Recipe, source: Source) -> None:
     if rank() != 0:
         return
     text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    (out / "recipe.yaml").write_text(text, encoding="utf-8")
-    with (out / "slides.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["slide_id", "status", "reason"])
-        writer.writerows([name, "used", ""] for name in source.names)
-        writer.writerows([s, "left out", why] for s, why in getattr(source, "skipped", ()))
+    publish_text(out / "recipe.yaml", text)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["slide_id", "status", "reason"])
+    writer.writerows([name, "used", ""] for name in source.names)
+    writer.writerows([s, "left out", why] for s, why in getattr(source, "skipped", ()))
+    publish_text(out / "slides.csv", table.getvalue())
 
 
 def _finish(
@@ -247,7 +255,8 @@ def _finish(
     from wsipipe.pretrain.export import export_encoder
 
     folder = trainer.out / "encoder"
-    if rank() == 0:
+    kept = not result.losses and (folder / "manifest.json").is_file()
+    if rank() == 0 and not kept:
         history = {
             "steps": result.steps,
             "tiles_seen": result.tiles,
@@ -261,7 +270,7 @@ def _finish(
             export_encoder(method.exported(), trainer.recipe, folder, history, method.head_state())
         except OSError as error:
             raise OutputError(
-                folder, f"cannot be written ({error}).", "Free some space; then --resume."
+                folder, f"cannot be written ({error}).", "Free some space, and run again to go on."
             ) from error
     return Pretrained(
         encoder=folder,

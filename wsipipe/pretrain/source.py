@@ -187,13 +187,17 @@ def _folder(path: Path, px: int, seed: int, region: Region | None) -> ArrayTiles
 
 
 def _table(path: Path, px: int, seed: int, region: Region | None) -> ArrayTiles:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a CSV in UTF-8 ({error}).") from None
     if not rows or "path" not in rows[0]:
         raise ConfigError(f"{path}: needs a column 'path' and a row at least.")
     folder = path.parent
     images = [folder / r["path"] for r in rows]
-    missing = [p for p in images if not p.is_file()]
+    twins = [folder / r["twin"] for r in rows] if "twin" in rows[0] else []
+    missing = [p for p in (*images, *twins) if not p.is_file()]
     if missing:
         raise ConfigError(f"{path}: {len(missing)} tiles are missing, the first is {missing[0]}.")
     labels: dict[str, NDArray[Any]] = {}
@@ -202,8 +206,8 @@ def _table(path: Path, px: int, seed: int, region: Region | None) -> ArrayTiles:
         labels, classes = _table_labels(rows)
     if "text" in rows[0]:
         labels["text"] = _tokenised([r["text"] for r in rows])
-    if "twin" in rows[0]:
-        labels["twin"] = _decode([folder / r["twin"] for r in rows], px)
+    if twins:
+        labels["twin"] = _decode(twins, px)
     names = [r["path"] for r in rows]
     return ArrayTiles(_decode(images, px), labels, classes, names, seed, region)
 
@@ -239,7 +243,11 @@ def _tokenised(texts: list[str]) -> NDArray[np.int64]:
 def _hdf5(path: Path, px: int, seed: int, region: Region | None) -> ArrayTiles:
     import h5py
 
-    with h5py.File(path, "r") as file:
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ConfigError(f"{path}: not an HDF5 file ({error}).") from None
+    with file:
         name = next((k for k in ("tiles", "images", "imgs") if k in file), None)
         if name is None or file[name].ndim != 4 or file[name].dtype != np.uint8:
             raise ConfigError(f"{path}: no data set 'tiles' of (N, H, W, 3) uint8.")

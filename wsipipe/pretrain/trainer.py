@@ -13,27 +13,23 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from wsipipe.errors import ConfigError, Drained
 from wsipipe.pretrain.checkpoint import latest, load_checkpoint, save_checkpoint
 from wsipipe.pretrain.distributed import all_reduce_max, all_reduce_sum, rank, world_size
 from wsipipe.pretrain.errors import CollapseError, DivergedError
 from wsipipe.pretrain.loader import Loader
-from wsipipe.pretrain.methods import At, Method, create_method
+from wsipipe.pretrain.methods import Method, create_method
 from wsipipe.pretrain.metrics import MetricsLog
 from wsipipe.pretrain.recipe import Recipe
-from wsipipe.pretrain.schedule import build_optimizer, set_schedule
-from wsipipe.pretrain.source import ArrayTiles, Source, TileBatch
-from wsipipe.pretrain.views import ViewBatch, ViewMaker, normalise, resize, to_float
+from wsipipe.pretrain.source import ArrayTiles, Source
+from wsipipe.pretrain.update import Updater
+from wsipipe.pretrain.views import ViewBatch
 from wsipipe.pretrain.watch import Watch
 from wsipipe.types import TileArray
 
@@ -96,52 +92,17 @@ class Trainer:
         self.recipe, self.source, self.out = recipe, source, out
         self.device = torch.device(device)
         self.stop_signal, self.ahead = stop_signal, ahead
-        o = recipe.optim
-        self.n = o.batch // o.accumulate
-        if self.n % world_size():
-            raise ConfigError(
-                f"a micro-batch of {self.n} cannot be shared by {world_size()} processes.",
-                "Change optim.batch or optim.accumulate.",
-            )
-        share = self.n // world_size()
-        self.rows = slice(rank() * share, (rank() + 1) * share)
         torch.manual_seed(recipe.seed)
         self.method = create_method(recipe, source.classes)
-        self._check_batch(share)
-        self._check_crops()
         if initial is not None:
             self.method.initialise(initial)
         self.method.to(self.device)
-        self.views = ViewMaker(recipe.views)
-        self.optimizer = build_optimizer(self.method, o)
+        self.update = Updater(self.method, recipe, self.device)
         self.step, self.seen = 0, Counter[int]()
         self._pending: list[tuple[int, Tensor, dict[str, float]]] = []
         self._entropy: float | None = None
         self.checkpoints = out / "checkpoints"
         self.watch = Watch(self.method, recipe, source, labelled, self.device)
-
-    def _check_batch(self, share: int) -> None:
-        least = self.method.min_batch
-        if share < least:
-            raise ConfigError(
-                f"recipe {self.recipe.name} ({self.recipe.method}) needs {least} tiles a process "
-                f"in a micro-batch at least, not {share}.",
-                "Raise optim.batch, lower optim.accumulate, or use fewer processes.",
-            )
-
-    def _check_crops(self) -> None:
-        """Crops must be whole patches."""
-        if not self.method.student.is_vit:
-            return
-        arch, views = self.recipe.arch, self.recipe.views
-        for patch in arch.patch_sizes or (self.method.student.patch,):
-            for name, crop in (("global", views.global_), ("local", views.local)):
-                if crop.n and crop.px % patch:
-                    near = max(patch, round(crop.px / patch) * patch)
-                    raise ConfigError(
-                        f"views.{name}.px = {crop.px} is not a multiple of the patch of {patch}.",
-                        f"For this network: --set views.{name}.px={near}",
-                    )
 
     def resume(self) -> bool:
         """Go on from the latest checkpoint; False if there is none."""
@@ -155,7 +116,7 @@ class Trainer:
                 "Give the former ones, or another --out.",
             )
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
         self.seen = Counter({int(k): int(v) for k, v in state["seen"].items()})
         self.watch.alarm.bad = int(state["alarm_bad"])
@@ -179,7 +140,7 @@ class Trainer:
                     "seen": {str(k): v for k, v in self.seen.items()},
                     "alarm_bad": self.watch.alarm.bad,
                     "method": self.method.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizer": self.update.optimizer.state_dict(),
                 },
             )
         if world_size() > 1:
@@ -197,15 +158,16 @@ class Trainer:
         o = self.recipe.optim
         if self.step == 0:
             self.method.prepare(self._preview())
-        model = self._distributed()
+        model = self.update.distributed()
         metrics = MetricsLog(self.out, self.step) if rank() == 0 else None
         loader = Loader(
             self.source,
-            self.n,
-            self.rows,
+            self.update.n,
+            self.update.rows,
             self.step * o.accumulate,
             o.steps * o.accumulate,
-            self.ahead,
+            # Tiles cut together come to as many batches at once.
+            max(self.ahead, self.recipe.sampler.share),
         )
         result = TrainResult(self.step, 0, {})
         started = saved = time.monotonic()
@@ -213,7 +175,7 @@ class Trainer:
         try:
             batches = iter(loader)
             while self.step < o.steps:
-                values = self._update(model, batches)
+                values = self.update(model, batches, self.step, self.seen)
                 values["data_wait_s"], waited = loader.waited_s - waited, loader.waited_s
                 self._pending.append((self.step, values.pop("losses"), values))
                 self.step += 1
@@ -246,98 +208,9 @@ class Trainer:
 
     def _preview(self) -> Iterator[ViewBatch]:
         """The first batches, for methods that must look before they start."""
+        n = self.update.n
         for index in range(8):
-            raw = self.source.batch(index, self.n, slice(0, self.n))
-            yield self._views(raw, self._generator(index, 3), slice(0, self.n))
-
-    def _distributed(self) -> nn.Module:
-        if world_size() == 1:
-            return self.method
-        cuda = self.device.type == "cuda"
-        model: nn.Module = self.method
-        if cuda:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        return DistributedDataParallel(
-            model, device_ids=[self.device.index] if cuda else None, broadcast_buffers=False
-        )
-
-    def _generator(self, micro: int, kind: int) -> torch.Generator:
-        """Fresh, from (seed, micro-batch, what for); on the CPU."""
-        seed = np.random.SeedSequence([self.recipe.seed, micro, kind]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
-
-    def _views(self, raw: TileBatch, generator: torch.Generator, rows: slice) -> ViewBatch:
-        tiles = torch.from_numpy(raw.tiles)
-        if self.device.type == "cuda":
-            tiles = tiles.pin_memory().to(self.device, non_blocking=True)
-        batch = self.views(
-            tiles, generator=generator, rows=rows, total=self.n, plain=self.method.plain
-        )
-        spec, px = self.recipe.views, self.recipe.views.global_.px
-        for name, values in raw.labels.items():
-            array = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-            if array.dtype == torch.uint8:
-                array = normalise(resize(to_float(array), px), spec)
-            batch.labels[name] = array
-        if raw.region is not None:
-            region = to_float(torch.from_numpy(raw.region).to(self.device))
-            batch.region = normalise(resize(region, px), spec)
-        missing = [k for k in self.method.needs if k not in batch.labels]
-        if missing:
-            raise ConfigError(
-                f"recipe {self.recipe.name} needs {', '.join(missing)} for its tiles.",
-                "Give --tiles a CSV with that column.",
-            )
-        return batch
-
-    def _update(self, model: nn.Module, batches: Iterator[TileBatch]) -> dict[str, Any]:
-        o = self.recipe.optim
-        self.method.train()
-        lr, decay = set_schedule(self.optimizer, o, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: list[Tensor] = []
-        extra: dict[str, Tensor] = {}
-        for k in range(o.accumulate):
-            micro = self.step * o.accumulate + k
-            raw = next(batches)
-            self.seen.update(raw.slides.tolist())
-            # Dropout and stochastic depth: their own numbers on each process.
-            torch.manual_seed(int(self._generator(micro, 10 + rank()).initial_seed()))
-            views = self._views(raw, self._generator(micro, 0), self.rows)
-            at = At(self.step, o.steps, self.rows, self.n, self._generator(micro, 1))
-            sync: AbstractContextManager[Any] = nullcontext()
-            if isinstance(model, DistributedDataParallel) and k < o.accumulate - 1:
-                sync = model.no_sync()
-            with sync:
-                with self._autocast():
-                    out = model(views, at)
-                (out["loss"] / o.accumulate).backward()
-            losses.append(out.pop("loss").detach())
-            extra = {name: v.detach() for name, v in out.items()}
-        self.method.before_update(at)
-        norm = self._clip(o.clip)
-        self.optimizer.step()
-        self.method.after_update(at)
-        diversity = float(len(np.unique(raw.slides)))
-        return {
-            "losses": torch.stack(losses).mean(),
-            "lr": lr,
-            "wd": decay,
-            "grad_norm": norm,
-            "slides_in_batch": diversity,
-            **extra,
-        }
-
-    def _clip(self, limit: float) -> Tensor:
-        parameters = [p for p in self.method.parameters() if p.grad is not None]
-        return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.recipe.optim.precision
-        cuda = self.device.type == "cuda"
-        if wanted == "auto":
-            wanted = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
+            yield self.update.preview(self.source.batch(index, n, slice(0, n)), index)
 
     def _look(self, metrics: MetricsLog | None, result: TrainResult) -> None:
         """Read the losses that wait on the device; stop if one is not a number."""
@@ -350,7 +223,7 @@ class Trainer:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
                     f"at step {step} the loss is {loss} and the gradient's norm {norm}.",
-                    "Lower optim.lr, raise optim.warmup, set optim.clip, and go on with --resume.",
+                    "Lower optim.lr, raise optim.warmup or set optim.clip, in another --out.",
                     latest(self.checkpoints),
                 )
             result.losses.append(loss)
