@@ -57,8 +57,9 @@ def samplers(slides: list[str]) -> dict[str, Callable[[], int]]:
         mpp = first.mpp
     entries = find_slides(slides)
 
-    def ours(snap: bool) -> Callable[[], int]:
-        source = SlideSource(entries, Sampler(px=PX, mpp=mpp, snap=snap), workers=1)
+    def ours(**placing: object) -> Callable[[], int]:
+        settings = Sampler.model_validate({"px": PX, "mpp": mpp, **placing})
+        source = SlideSource(entries, settings, workers=1)
         numbers = itertools.count()
 
         def work() -> int:
@@ -76,7 +77,12 @@ def samplers(slides: list[str]) -> dict[str, Callable[[], int]]:
             np.asarray(handle.read_region((x, y), 0, (PX, PX)).convert("RGB"))
         return 64
 
-    found = {"wsipipe": ours(True), "wsipipe, free places": ours(False), "openslide-python": plain}
+    found = {
+        "wsipipe": ours(),
+        "wsipipe, free places": ours(snap=False),
+        "wsipipe, free, share=4": ours(snap=False, share=4),
+        "openslide-python": plain,
+    }
     try:
         from wsistream.backends import OpenSlideBackend
         from wsistream.pipeline import PatchPipeline
@@ -194,7 +200,12 @@ def waiting(slides: list[str], recipe_name: str, steps: int) -> dict[str, float]
     source = SlideSource(find_slides(slides), recipe.sampler, workers=workers)
     with tempfile.TemporaryDirectory() as out:
         result = Trainer(recipe, source, Path(out), device="cuda:0").train()
-    return {"waits for data": result.data_wait}
+    return {"wsipipe waits for data": result.data_wait}
+
+
+def _against_peers(value: float, figures: dict[str, float]) -> str:
+    peers = {n: v for n, v in figures.items() if not n.startswith("wsipipe")}
+    return "".join(f"  {value / v:5.2f}x {n}" for n, v in peers.items() if v != value)
 
 
 def main() -> None:
@@ -217,10 +228,8 @@ def main() -> None:
         return
     for title, figures in results.items():
         print(f"\n{title}" + (" (tiles per CPU-second)" if "GPU" not in title else ""))
-        ours = figures.get("wsipipe")
         for name, value in figures.items():
-            ratio = f"  {ours / value:5.2f}x" if ours and name != "wsipipe" else ""
-            print(f"  {name:24}{value:9.2f}{ratio}")
+            print(f"  {name:24}{value:9.2f}" + _against_peers(value, figures))
 
 
 if __name__ == "__main__":
