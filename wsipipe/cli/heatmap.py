@@ -60,7 +60,10 @@ def command(
     """
     from wsipipe.cli._options import quiet_threads
 
-    if not 0 <= alpha <= 1 or mpp <= 0 or max_px < 16 or tiles < 0:
+    sizes = [mpp] if tile_size is None else [mpp, tile_size]
+    if not all(0 < v < float("inf") for v in sizes):
+        raise ConfigError("--mpp and --tile-size are positive numbers.")
+    if not 0 <= alpha <= 1 or max_px < 16 or tiles < 0:
         raise ConfigError("--alpha is within 0 and 1; --mpp, --max-px and --tiles are positive.")
     quiet_threads()
     import importlib.util
@@ -69,6 +72,7 @@ def command(
     from wsipipe.errors import MissingExtraError
     from wsipipe.mil.bags import find_bags
     from wsipipe.mil.ensemble import load_ensemble
+    from wsipipe.mil.maps import EmptyBagError
 
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("mil", "wsipipe heatmap", ["matplotlib"])
@@ -93,8 +97,8 @@ def command(
                     alpha, tiles, tiff, target, coords_unit, tile_size,
                 )
             )  # fmt: skip
-        except ConfigError:
-            raise
+        except EmptyBagError as error:
+            typer.echo(str(error), err=True)  # an empty slide is done, not failed
         except WsipipeError as error:
             failed = True
             typer.echo(f"{name}: {error}", err=True)
@@ -148,7 +152,9 @@ def _one(
     slide = None
     try:
         if path is not None:
-            slide = open_slide(path[0], mpp=path[1])
+            # What the features were made at counts, where the slide itself says nothing or wrong.
+            said_mpp = path[1] or file.attrs.get("level0_mpp")
+            slide = open_slide(path[0], mpp=None if said_mpp is None else float(said_mpp))
     except SlideError as error:
         typer.echo(f"{name}: drawn without its slide: {error}", err=True)
     try:

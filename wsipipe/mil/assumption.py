@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.metrics.classification import auroc
 from wsipipe.mil.packing import pack
 from wsipipe.mil.registry import create_aggregator
@@ -132,6 +133,10 @@ def selftest(
     Returns:
         One result a model and test.
     """
+    if epochs < 1 or bags < 8:
+        raise ConfigError(
+            f"The self-test needs --epochs >= 1 and --bags >= 8, not {epochs}, {bags}."
+        )
     out = []
     for name in aggregators:
         for test, make in TESTS.items():

@@ -148,7 +148,7 @@ def _inspect_h5(path: Path, slide_id: str, h5: h5py.File, key: str | None) -> Ba
         "magnification": None if "mpp" in attrs else coords_attrs.get("target_magnification"),
     }
     settings = {k: _plain(v) for k, v in said.items() if v is not None}
-    chunked = dataset.chunks is not None and dataset.chunks[-2] == 1 and rows > 1
+    chunked = dataset.chunks is not None and rows > 1 and dataset.chunks[-2] == 1
     if layout != "wsipipe" and attrs.get("encoding-type") is None:
         attrs = {**coords_attrs, **attrs}
     return BagFile(

@@ -36,6 +36,7 @@ class _Finished:
     patients: tuple[str, ...]
     truth: tuple[tuple[str, ...], ...]
     said: Array
+    classes: tuple[str, ...] = ()
 
 
 def _load(path: Path) -> _Finished:
@@ -57,7 +58,11 @@ def _load(path: Path) -> _Finished:
     patients = tuple(sorted(truth))
     said = np.array([np.mean(values[p], axis=0) for p in patients])
     labels = tuple(truth[p] for p in patients)
-    return _Finished(path.name, document["task"], document["splits_sha256"], patients, labels, said)
+    # The order of the columns is the model's order of classes, numbers by value: 2 before 10.
+    classes = tuple(c[2:] for c in columns if c.startswith("p_"))
+    return _Finished(
+        path.name, document["task"], document["splits_sha256"], patients, labels, said, classes
+    )
 
 
 def _statistic(run: _Finished) -> tuple[str, Statistic, NDArray[np.int64] | None]:
@@ -68,8 +73,7 @@ def _statistic(run: _Finished) -> tuple[str, Statistic, NDArray[np.int64] | None
     if run.task == "regression":
         y = np.array([float(t[0]) for t in run.truth])
         return "r2", lambda w: regression_statistics(run.said[:, 0], y, w)["r2"], None
-    classes = sorted({t[0] for t in run.truth})
-    truth = np.array([classes.index(t[0]) for t in run.truth])
+    truth = np.array([run.classes.index(t[0]) for t in run.truth])
     n = run.said.shape[1]
     if n == 2:
         return "auroc", lambda w: auroc(run.said[:, 1], truth == 1, w), truth
@@ -94,7 +98,7 @@ def compare_runs(paths: Sequence[str | Path], *, draws: int = 2000) -> list[dict
         raise ConfigError("Name two runs or more.")
     runs = [_load(Path(p)) for p in paths]
     for run in runs[1:]:
-        for field in ("task", "patients", "truth", "splits"):
+        for field in ("task", "classes", "patients", "truth", "splits"):
             if getattr(run, field) != getattr(runs[0], field):
                 raise ConfigError(
                     f"{runs[0].name} and {run.name} differ in their {field}: no paired test.",

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsipipe.errors import ConfigError, MissingExtraError
+from wsipipe.errors import ConfigError, CorruptFileError, MissingExtraError
 from wsipipe.mil.bags import find_bags
 from wsipipe.mil.bank import FeatureBank, check_settings
 from wsipipe.mil.cohort import Cohort, join_cohort, read_table
 from wsipipe.mil.fold_training import FoldTrainer
 from wsipipe.mil.leaks import find_duplicates, refuse_duplicates, scan_label_columns
+from wsipipe.mil.registry import create_aggregator
 from wsipipe.mil.results import write_results
 from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.split_files import read_splits, splits_csv
@@ -147,6 +148,7 @@ def train(
         cohort.patient_sites() if site_preserved else None,
     )
     place = _device(device)
+    _try_models(chosen, int(common["dim"]), sum(t.width for t in targets))
     out = Path(out)
     bank = FeatureBank(cohort.files, device=place, cache=out / "cache")
     _audit(cohort, bank, laid)
@@ -168,6 +170,21 @@ def train(
     permuted = trainer.permuted() if permutation_run else None
     metrics = write_results(plan, trainer, trained, out, failed, permuted, say)
     return TrainResult(out, metrics, tuple(failed))
+
+
+def _try_models(settings: TrainSettings, in_dim: int, n_outputs: int) -> None:
+    """Make every model of the grid once: a setting that does not fit is said before any work."""
+    for point in settings.points:
+        tried = settings.with_values(point)
+        try:
+            create_aggregator(
+                tried.aggregator, in_dim=in_dim, n_classes=n_outputs, **tried.aggregator_settings
+            )
+        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise ConfigError(
+                f"Aggregator '{tried.aggregator}' cannot be made with "
+                f"{tried.aggregator_settings}: {error}"
+            ) from error
 
 
 def _need_packages() -> None:
@@ -291,6 +308,8 @@ def _claim(out: Path, plan: Plan, recompute: bool) -> None:
     """Make the folder this run's own: the same run goes on, another is refused."""
     from wsipipe.store.publish import make_folder, publish_text
 
+    if out.is_file():
+        raise ConfigError(f"--out {out} is a file, not a folder.")
     make_folder(out)
     record = out / "run.json"
     said = {
@@ -302,7 +321,10 @@ def _claim(out: Path, plan: Plan, recompute: bool) -> None:
         "slides": len(plan.cohort.slide_ids),
     }
     if record.is_file() and not recompute:
-        before = json.loads(record.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CorruptFileError(record, f"is damaged ({error}).", "Use --recompute.") from error
         if before.get("identity") != plan.identity:
             differing = [k for k in said if before.get(k) != said[k] and k != "identity"]
             inner = [

@@ -40,6 +40,8 @@ class OutOfFold:
         outputs: repeat -> (P, C) probabilities, (P, 1) values or risks; NaN where not tested.
         fold_of: repeat -> (P,) fold that tested, -1 = none.
         thresholds: name -> repeat -> (P,) cut of the fold that tested the patient.
+        folds: (repeat, fold) of the plan, in its order, those that failed included; empty = those
+            that tested anybody.
     """
 
     patients: tuple[str, ...]
@@ -47,6 +49,7 @@ class OutOfFold:
     outputs: Mapping[int, Array]
     fold_of: Mapping[int, NDArray[np.int64]]
     thresholds: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
+    folds: tuple[tuple[int, int], ...] = ()
 
 
 def class_statistics(
@@ -142,12 +145,16 @@ def evaluate(
 
 
 def _per_fold(target: Target, data: OutOfFold, repeats: Sequence[int]) -> list[dict[str, float]]:
+    """Figures of each fold; empty for a fold that failed, so that places stay folds."""
+    tested = [(r, f) for r in repeats for f in sorted(set(data.fold_of[r].tolist()) - {-1})]
     out = []
-    for repeat in repeats:
-        for fold in sorted(set(data.fold_of[repeat].tolist()) - {-1}):
-            rows = np.flatnonzero(data.fold_of[repeat] == fold)
-            found = _statistics(target, data, repeat, rows)(np.ones((1, len(rows))))
-            out.append({k: float(v[0]) for k, v in found.items()})
+    for repeat, fold in data.folds or tested:
+        if (repeat, fold) not in tested:
+            out.append({})
+            continue
+        rows = np.flatnonzero(data.fold_of[repeat] == fold)
+        found = _statistics(target, data, repeat, rows)(np.ones((1, len(rows))))
+        out.append({k: float(v[0]) for k, v in found.items()})
     return out
 
 

@@ -102,10 +102,9 @@ class FoldTrainer:
         if done:
             self.say(f"{len(done)} of {len(self.plan.folds)} folds are finished and kept.")
         for group in self._groups(todo):
-            try:
-                done |= self._train_group(group, self.patient_y)
-            except FloatingPointError as error:
-                failed += [(f"fold-{k}", str(error)) for k in group]
+            trained, bad = self._train_group(group, self.patient_y)
+            done |= trained
+            failed += bad
         return done, failed
 
     def permuted(self, seed: int = 1) -> dict[int, FoldModel]:
@@ -116,7 +115,7 @@ class FoldTrainer:
         self.say("Permutation run: the same training with shuffled labels.")
         out: dict[int, FoldModel] = {}
         for group in self._groups(first):
-            out |= self._train_group(group, shuffled, save=False)
+            out |= self._train_group(group, shuffled, save=False)[0]
         return out
 
     def _finished(self, fold: Fold) -> FoldModel | None:
@@ -244,7 +243,8 @@ class FoldTrainer:
 
     def _train_group(
         self, group: Sequence[int], y: NDArray[np.float64], *, save: bool = True
-    ) -> dict[int, FoldModel]:
+    ) -> tuple[dict[int, FoldModel], list[tuple[str, str]]]:
+        """Models of the folds of a group, and the folds that failed with the reason."""
         runs = [r for k in group for r in self._runs(k, y)]
         state = self.out / "cache" / f"progress-{group[0]}-{group[-1]}.pt"
         if save:
@@ -271,14 +271,18 @@ class FoldTrainer:
             order_seed=self.plan.settings.seed,
             on_epoch=on_epoch,
         )
-        out = {}
+        out, failed = {}, []
         for k in group:
             own = [r for r in runs if r.key.startswith(f"{k}/")]
-            out[k] = self._choose(k, own)
+            try:
+                out[k] = self._choose(k, own)
+            except FloatingPointError as error:
+                failed.append((f"fold-{k}", str(error)))
+                continue
             if save:
                 save_fold(self.folder(self.plan.folds[k]), out[k])
         state.unlink(missing_ok=True)
-        return out
+        return out, failed
 
     def _resume(self, runs: Sequence[Run], path: Path) -> None:
         if not path.is_file():
@@ -313,9 +317,7 @@ class FoldTrainer:
         best = int(np.argmin(losses))
         members = [r for r in runs if r.key.split("/")[1] == str(best)]
         if any(not math.isfinite(r.best_loss) for r in members):
-            raise FloatingPointError(
-                f"fold {k}: the loss is not a number; try --standardize or a lower --lr."
-            )
+            raise FloatingPointError("The loss is not a number; try --standardize or a lower --lr.")
         logits, y = [], []
         for run in members:
             z = predict_logits(

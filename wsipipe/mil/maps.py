@@ -16,7 +16,11 @@ from wsipipe.mil.ensemble import Ensemble
 if TYPE_CHECKING:
     from wsipipe.slide import Slide
 
-__all__ = ["Placement", "SlideMap", "explain", "place_tiles"]
+__all__ = ["EmptyBagError", "Placement", "SlideMap", "explain", "place_tiles"]
+
+
+class EmptyBagError(ConfigError):
+    """A slide without a readable tile: nothing to explain, and no failure."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def explain(ensemble: Ensemble, file: BagFile, *, what: str = "auto", target: in
     if good is not None:
         rows = rows[good]
     if len(rows) == 0:
-        raise ConfigError(f"{file.slide_id}: no readable tile, no heatmap.")
+        raise EmptyBagError(f"{file.slide_id}: no readable tile, no heatmap.")
     chosen, held_out = ensemble.folds_for(file.slide_id)
     part = Ensemble(chosen)
     output, _, attention = part.predict(rows, target)

@@ -149,7 +149,8 @@ def _collect(
             for name, cut in model.info["calibration"][t].get("thresholds", {}).items():
                 cuts[name].setdefault(fold.repeat, np.full(len(labelled), np.nan))[row] = cut
     names = tuple(trainer.patients[i] for i in labelled)
-    return OutOfFold(names, y[labelled], outputs, fold_of, cuts), slides
+    laid = tuple((f.repeat, f.fold) for f in plan.folds)
+    return OutOfFold(names, y[labelled], outputs, fold_of, cuts, laid), slides
 
 
 def _predictions_csv(

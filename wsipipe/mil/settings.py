@@ -54,7 +54,16 @@ class TrainSettings:
     grid: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            if f.name in ("grid", "aggregator_settings"):
+                continue
+            # A whole number is a fine lr; true is no number, and 1.5 no count of epochs.
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or isinstance(value, bool) != (kind is bool):
+                raise ConfigError(f"Training setting {f.name} is {value!r}, not {kind.__name__}.")
         checks = {
+            "seed": 0 <= self.seed < 2**31,
             "epochs": self.epochs >= 1,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,

@@ -284,11 +284,9 @@ def _per_fold(found: Mapping[str, Any], plan: Plan, trained: Mapping[int, FoldMo
         return ""
     shown = list(found["metrics"])[:6]
     rows = []
-    for i, k in enumerate(sorted(trained)):
+    for k in sorted(trained):
         fold = plan.folds[k]
-        figures = [
-            _n(per[i]) if i < len(per := found["metrics"][m]["per_fold"]) else "-" for m in shown
-        ]
+        figures = [_n(found["metrics"][m]["per_fold"][k]) for m in shown]
         epochs = ", ".join(map(str, trained[k].info["best_epochs"]))
         rows.append(
             [f"{fold.repeat}/{fold.fold}", str(len(fold.train) + len(fold.val)),

@@ -1,0 +1,121 @@
+"""What fails, fails alone; what cannot work is said before a folder is claimed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wsipipe.errors import ConfigError, CorruptFileError
+from wsipipe.mil.bags import inspect_bag
+from wsipipe.mil.compare import compare_runs
+from wsipipe.mil.crossval import train
+from wsipipe.mil.fold_training import FoldTrainer
+from wsipipe.mil.settings import TrainSettings
+
+SMALL = {"hidden": 16, "attention_dim": 8}
+QUICK = TrainSettings(aggregator_settings=SMALL, epochs=2, lr=1e-2, inner=1, batch_bags=8)
+
+
+def _train(folder: Path, out: str = "out", **more):
+    more = {"target": "label", "folds": 3, "settings": QUICK, **more}
+    return train(folder / "features", folder / "labels.csv", out=folder / out, **more)
+
+
+def test_a_fold_whose_loss_is_no_number_fails_alone(cohort, monkeypatch):
+    choose = FoldTrainer._choose
+
+    def fail_second(self, k, runs):
+        if k == 1:
+            for run in runs:
+                run.best_loss = float("nan")
+        return choose(self, k, runs)
+
+    monkeypatch.setattr(FoldTrainer, "_choose", fail_second)
+    result = _train(cohort)
+    assert [fold for fold, _ in result.failed] == ["fold-1"]
+    per_fold = result.metrics["metrics"]["auroc"]["per_fold"]
+    assert len(per_fold) == 3
+    assert per_fold[1] is None
+    assert None not in (per_fold[0], per_fold[2])
+    assert (cohort / "out" / "report.html").is_file()
+    monkeypatch.undo()
+    assert not _train(cohort).failed
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"aggregator": "bogus"}, "bogus"),
+        ({"aggregator_settings": {"hidden": -3}}, "cannot be made"),
+        ({"grid": {"aggregator.hidden": [8, "a"]}}, "cannot be made"),
+        ({"grid": {"lr": ["a", "b"]}}, "lr is 'a'"),
+        ({"grid": {"epochs": [1.5]}}, "epochs is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_that_do_not_fit_claim_no_folder(cohort, settings, match):
+    with pytest.raises(ConfigError, match=match):
+        chosen = TrainSettings(**{"epochs": 1, **settings})
+        _train(cohort, settings=chosen, aggregator=chosen.aggregator)
+    assert not (cohort / "out").exists()
+
+
+def test_a_damaged_record_and_a_file_in_the_place_of_the_folder_are_said(cohort):
+    (cohort / "out").mkdir()
+    (cohort / "out" / "run.json").write_text("{")
+    with pytest.raises(CorruptFileError, match="run.json"):
+        _train(cohort)
+    (cohort / "file").write_text("")
+    with pytest.raises(ConfigError, match="not a folder"):
+        _train(cohort, out="file")
+
+
+def test_a_vector_in_chunks_is_a_bag_of_one(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as h5:
+        h5.create_dataset("features", data=np.ones(8, np.float32), chunks=(4,))
+    assert (inspect_bag(tmp_path / "a.h5").rows, inspect_bag(tmp_path / "a.h5").dim) == (1, 8)
+
+
+def test_classes_named_by_numbers_are_compared_in_the_models_own_order(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = np.arange(40) % 2
+    for name, skill in (("good", 3.0), ("poor", 0.3)):
+        (tmp_path / name).mkdir()
+        document = {"task": "classification", "splits_sha256": "x", "metrics": {}}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(document))
+        p = 1 / (1 + np.exp(-(skill * (2 * truth - 1) + rng.normal(size=40))))
+        with (tmp_path / name / "predictions.csv").open("w", newline="") as f:
+            out = csv.writer(f)
+            out.writerow("slide_id patient_id fold repeat y_true y_pred p_2 p_10".split())
+            for i, (t, q) in enumerate(zip(truth, p, strict=True)):
+                said = (2, 10)[int(q > 0.5)]
+                out.writerow([f"s{i}", f"p{i}", 0, 0, (2, 10)[t], said, 1 - q, q])
+    (row,) = compare_runs([tmp_path / "good", tmp_path / "poor"])
+    assert row["metric"] == "auroc"
+    assert row["difference"] > 0.1
+
+
+def test_an_empty_slide_ends_no_heatmap_of_the_others(cohort):
+    from wsipipe.cli import main
+
+    _train(cohort)
+    for name, edge in (("empty", 0), ("dead", 3)):
+        with h5py.File(cohort / "features" / f"{name}.h5", "w") as h5:
+            h5["features"] = np.zeros((edge, 8), np.float16)
+            h5["coords"] = np.zeros((edge, 2), int)
+            h5["tile_status"] = np.ones(edge, np.uint8)
+            h5.attrs["encoding-type"] = "wsipipe-features"
+            h5.attrs["encoder"] = "toy"
+    words = ["heatmap", "--model", cohort / "out", "--features", cohort / "features"]
+    words += ["--out", cohort / "maps", "--no-tiff"]
+    for name in ("dead", "empty", "s00"):
+        words += ["--slide-id", name]
+    with pytest.raises(SystemExit) as stop:
+        main([str(w) for w in words])
+    assert not stop.value.code
+    assert sorted(p.name for p in (cohort / "maps").iterdir()) == ["s00.geojson", "s00.png"]
