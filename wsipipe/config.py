@@ -80,6 +80,7 @@ class ExtractSettings(_Settings):
         recompute: Replace files of another identity instead of refusing.
         strict: Stop at the first failed slide.
         max_bad_tiles: Share of unreadable tiles above which a slide fails.
+        compile: Try torch.compile and channels-last, and keep what is the same and faster.
         profile: File for a trace of what each thread does; None: none is made.
         pseudonymize: Key file; slides go by keyed hashes of their ids in all outputs.
         new_key: Make the key file if it is not there.
@@ -123,6 +124,7 @@ class ExtractSettings(_Settings):
     recompute: bool = False
     strict: bool = False
     max_bad_tiles: float = Field(0.01, ge=0, le=1)
+    compile: bool = False
     profile: Path | None = None
     pseudonymize: Path | None = None
     new_key: bool = False
@@ -171,6 +173,10 @@ class ExtractSettings(_Settings):
             raise ValueError("roi_class needs roi")
         if not self.devices:
             raise ValueError("device names none")
+        if self.compile and self.deterministic:
+            raise ValueError("compile and deterministic exclude each other")
+        if self.compile and self.device.startswith("openvino"):
+            raise ValueError("compile is torch's; OpenVINO compiles on its own")
         if self.profile is not None and self.executor != "local":
             raise ValueError("profile is for the local executor: it traces this machine's threads")
         if self.pseudonymize is None and (self.new_key or self.pseudonym_map is not None):

@@ -112,7 +112,7 @@ def command(
     device: Annotated[
         str,
         typer.Option(
-            help="auto, cpu, cuda:1; several, cuda:0,cuda:1, get a process each.",
+            help="auto, cpu, cuda:1, openvino; several, cuda:0,cuda:1, get a process each.",
             rich_help_panel=_MACHINE,
         ),
     ] = "auto",
@@ -211,6 +211,14 @@ def command(
             "--hide-paths",
             help="Record only the last part of paths.",
             rich_help_panel=_NAMES,
+        ),
+    ] = False,
+    compile_model: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model first (a minute or more); kept if the same and faster.",
+            rich_help_panel=_MACHINE,
         ),
     ] = False,
     profile: Annotated[
@@ -313,6 +321,7 @@ def command(
             slide_timeout=slide_timeout,
             grace=grace,
             max_bad_tiles=max_bad_tiles,
+            compile=compile_model,
             profile=profile,
             pseudonymize=pseudonymize,
             new_key=new_key,

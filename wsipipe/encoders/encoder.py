@@ -50,6 +50,7 @@ class Encoder(nn.Module):
     Attributes:
         card: What the makers intended.
         backend: What computes, and its version.
+        compiled: What `compile_encoder` kept; empty where it was not asked for.
         precision: "fp32", "bf16" or "fp16", resolved.
         weights_sha256: Of the weights file, or of the parameters where there is no file.
         revision: Commit of the hub repository, or None.
@@ -70,6 +71,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.card = card
         self.backend = f"torch {torch.__version__}"
+        self.compiled = ""
         self.precision: Resolved = precision
         self.weights_sha256 = weights_sha256
         self.revision = revision
@@ -133,7 +135,7 @@ class Encoder(nn.Module):
 
     def facts(self) -> dict[str, Any]:
         """What is recorded beside the features, and is no part of their identity."""
-        return {"backend": self.backend}
+        return {"backend": self.backend, **({"compiled": self.compiled} if self.compiled else {})}
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, for the identity of a feature file (precision is left out)."""

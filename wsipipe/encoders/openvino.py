@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.encoders.card import EncoderCard
+from wsipipe.encoders.compiled import least_cosine, noise_tiles
 from wsipipe.encoders.encoder import Encoder
 from wsipipe.encoders.precision import Resolved
 from wsipipe.errors import ConfigError, EncoderError, MissingExtraError
@@ -75,14 +76,14 @@ class OpenVinoEncoder(Encoder):
                 f"OpenVINO has no device {place} here.",
                 f"It has {', '.join(known)}: --device openvino, or openvino:NAME.",
             )
-        tiles = _noise(card)
+        tiles = noise_tiles(card, _CHECKED_TILES)
         with torch.inference_mode():
             expected = self.network(self.transform(torch.from_numpy(tiles))).float().numpy()
         self._model = self._convert(tiles)
         # The converted model has its own copy of the weights.
         self.network = nn.Identity()
         self.run_side_by_side(1)
-        self.cosine = _least_cosine(expected, self.start(tiles).result())
+        self.cosine = least_cosine(expected, self.start(tiles).result())
         if not self.cosine >= LEAST_COSINE:
             raise EncoderError(
                 card.name,
@@ -159,19 +160,3 @@ def _import_openvino() -> ModuleType:
         raise MissingExtraError("openvino", "--device openvino", ("openvino",)) from error
     module: ModuleType = openvino
     return module
-
-
-def _noise(card: EncoderCard) -> NDArray[np.uint8]:
-    """Tiles of coloured noise in grains of 8 px: networks answer to them as to tissue, variedly."""
-    rng = np.random.default_rng(0)
-    grains = -(-card.tile_px // 8)
-    coarse = rng.integers(60, 256, (_CHECKED_TILES, grains, grains, 3), np.uint8)
-    return np.ascontiguousarray(
-        coarse.repeat(8, axis=1).repeat(8, axis=2)[:, : card.tile_px, : card.tile_px]
-    )
-
-
-def _least_cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(1) / np.maximum(lengths, 1e-30)).min())

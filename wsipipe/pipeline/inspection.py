@@ -176,6 +176,7 @@ def probe_encoder(settings: ExtractSettings, target: Target) -> Probe:
     on_cpu = encoder.device.type == "cpu"
     threads = share_threads(available_cpus(), on_cpu=on_cpu)
     prepare_torch(threads.intra)
+    encoder.run_side_by_side(threads.streams)
     size = settings.batch_size if isinstance(settings.batch_size, int) else 8 if on_cpu else 64
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (size, target.tile_px, target.tile_px, 3), np.uint8)

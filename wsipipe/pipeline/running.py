@@ -169,7 +169,17 @@ class RunState:
             encoder.run_side_by_side(self._threads.streams)
         first, limit = _RAMP.get(kind, _RAMP["cuda"])
         fixed = settings.batch_size
+        if settings.compile:
+            self._compile(fixed if isinstance(fixed, int) else first)
         self._tuner = BatchTuner(fixed) if isinstance(fixed, int) else BatchTuner(first, limit)
+
+    def _compile(self, batch: int) -> None:
+        from wsipipe.encoders.compiled import compile_encoder
+
+        for encoder in self._encoders:
+            with self._trace.span("compile", encoder=encoder.card.name):
+                kept = compile_encoder(encoder, batch)
+            self._events.log("compiled", encoder=encoder.card.name, kept=kept)
 
     def _engine(self) -> Engine:
         assert self._threads is not None
