@@ -33,6 +33,9 @@ def command(
     tile_px: Annotated[
         int | None, typer.Option(help="Tile edge as the encoder saw it (CLAM).", min=1)
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Replace files of another identity in OUT.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="List what was written as JSON.")] = False,
 ) -> None:
     """Bring another tool's features into OUT/features/, for train, predict and heatmap.
@@ -54,7 +57,7 @@ def command(
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder.", "Name what the other tool wrote.")
     wanted = Wanted(_facts(slides or []), slide_mpp, encoder, tile_px)
-    written = import_run(folder, source, out, wanted)
+    written = import_run(folder, source, out, wanted, replace=recompute)
     if as_json:
         content = {"layout": source, "out": str(out), "files": [str(p) for p in written]}
         typer.echo(json.dumps(content))

@@ -54,7 +54,9 @@ def create_encoder(
     arithmetic = resolve_precision(precision, recipe.card.precision, place)
     if weights is None and not recipe.loads:
         network = build_seeded(recipe)
-        digest, revision = parameters_sha256(network), recipe.card.revision
+        recorded = recipe.card.sha256 if recipe.origin == "catalogue" else None
+        digest = recorded or parameters_sha256(network)
+        revision = recipe.card.revision
     else:
         located = locate(recipe, weights)
         network = load_into(

@@ -58,6 +58,8 @@ def identify(name: str, *, weights: str | None = None) -> dict[str, Any]:
     """
     recipe = find(name)
     if weights is None and not recipe.loads:
+        if recipe.origin == "catalogue" and recipe.card.sha256 is not None:
+            return recipe.card.identity(recipe.card.sha256, recipe.card.revision, recipe.definition)
         from wsipipe.encoders.create import create_encoder
 
         return create_encoder(name, precision="fp32").identity()

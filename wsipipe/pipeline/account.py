@@ -11,12 +11,19 @@ from typing import Any
 from wsipipe.embed.engine import Listener, Outcome, Snapshot
 from wsipipe.embed.work import Task
 from wsipipe.errors import WsipipeError
-from wsipipe.pipeline.planning import SlidePlan
+from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.slide_task import SlideTask
 from wsipipe.pipeline.targets import Target
-from wsipipe.store import EventLog, Records, SlideRecord, SlideResult, TextFilter
+from wsipipe.store import (
+    EventLog,
+    Records,
+    SlideRecord,
+    SlideResult,
+    TextFilter,
+    result_of_file,
+)
 
 __all__ = ["Account", "StrictStop"]
 
@@ -59,12 +66,18 @@ class Account(Listener):
     # ---- without work --------------------------------------------------------------------------
 
     def done_before(self, plan: SlidePlan) -> None:
-        """Nothing to do: the files are there."""
-        record = self._records.read(plan.entry.slide_id)
-        results = record.results if record is not None else {}
-        known = [results.get(target.folder) for target in plan.done]
-        empty = all(result is not None and result.status == "empty" for result in known)
-        self._status[plan.entry.slide_id] = "empty" if empty else "done"
+        """Nothing to do: the files are there. What no record says of them is recorded."""
+        slide_id = plan.entry.slide_id
+        statuses: set[str] = {status for status in plan.statuses if status}
+        found = [
+            result_of_file(target.folder, feature_path(self._records.out, target, slide_id))
+            for target, status in zip(plan.done, plan.statuses, strict=True)
+            if not status
+        ]
+        if found:
+            statuses |= {result.status for result in found}
+            self._records.settle(slide_id, str(plan.entry.path), found)
+        self._status[slide_id] = "empty" if statuses == {"empty"} else "done"
 
     def failed_elsewhere(self, plan: SlidePlan) -> None:
         """Another process has tried this slide during this run, and failed."""

@@ -18,6 +18,9 @@ from wsipipe.store import Lease, Leases, Records
 
 __all__ = ["Claims", "in_order"]
 
+# So many free slides, or so many for each process at work, and looking ahead starves nobody.
+_PLENTY, _PLENTY_EACH = 8, 2
+_MANY = 256  # so many left that nobody need count
 _POLL_S = 2.0
 _STEP_S = 0.1
 
@@ -66,6 +69,8 @@ class Claims:
         while self._waiting and not self._drain.requested:
             taken = False
             for _ in range(len(self._waiting)):
+                if not self._leave_some():
+                    return
                 plan = self._waiting.popleft()
                 if self._elsewhere(plan):
                     continue
@@ -87,6 +92,19 @@ class Claims:
                 yield now
             if not taken:
                 self._pause()
+
+    def _leave_some(self) -> bool:
+        """Near the end, take the next slide when the one in hand is over, not ahead of time: it
+        would wait here while another process stands idle. False if the run is to stop."""
+        while not self._drain.requested:
+            if not self._held or len(self._waiting) >= _MANY:
+                return True
+            others = self._leases.others()
+            free = len(self._waiting) - len(others)
+            if free > max(_PLENTY, _PLENTY_EACH * len(set(others.values()))):
+                return True
+            time.sleep(_STEP_S)
+        return False
 
     def release(self, slide_id: str) -> None:
         """The slide is over, one way or the other."""

@@ -17,11 +17,11 @@ from typing import Any
 
 from wsipipe.config import ExtractSettings, Shard
 from wsipipe.embed.drain import Drain
-from wsipipe.errors import ConfigError, Drained
+from wsipipe.errors import ConfigError
 from wsipipe.pipeline.planning import SlidePlan, plan_slides
 from wsipipe.pipeline.privacy import Privacy, hide_names, prepare_key
 from wsipipe.pipeline.reporter import Reporter
-from wsipipe.pipeline.result import RunResult
+from wsipipe.pipeline.result import RunDrained, RunResult
 from wsipipe.pipeline.targets import Target, find_targets, identify_targets
 from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.store import (
@@ -153,7 +153,7 @@ def run_extract(
         _write_tables(plan, state.facts())
     result = state.result(time.monotonic() - begun)
     if drain.requested and result.pending:
-        raise Drained(str(drain.signal_name))
+        raise RunDrained(str(drain.signal_name), result)
     return result
 
 

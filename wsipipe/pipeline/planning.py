@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsipipe.config import ExtractSettings
 from wsipipe.errors import IdentityMismatchError, SlideError, StoreError
-from wsipipe.pipeline.targets import Target, wanted_identity
+from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity, wanted_tissue
 from wsipipe.slide.files import fingerprint
-from wsipipe.store import check_file, read_attrs
+from wsipipe.store import (
+    Records,
+    SlideRecord,
+    canonical_json,
+    check_file,
+    file_stamp,
+    identity_differences,
+    identity_hash,
+    read_attrs,
+)
+from wsipipe.tissue.geojson import recorded
 
 if TYPE_CHECKING:
     from wsipipe.slide.discover import SlideEntry
@@ -19,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["SlidePlan", "feature_path", "plan_slides"]
 
 _FINGERPRINT = "slide_fingerprint"
+_PLACE = "fingerprint of the slide"  # stands where a slide's own is put in
+_FEW, _THREADS = 64, 8
 
 
 @dataclass(frozen=True)
@@ -28,12 +41,14 @@ class SlidePlan:
     Attributes:
         todo: Targets whose file is to be made.
         done: Targets whose file is whole and of the wanted identity.
+        statuses: Of the files of `done`: "done", "empty", or "" where no record says it.
         error: Why the slide cannot be taken up; it then counts as failed.
     """
 
     entry: SlideEntry
     todo: tuple[Target, ...] = ()
     done: tuple[Target, ...] = ()
+    statuses: tuple[str, ...] = ()
     error: Exception | None = None
 
 
@@ -51,52 +66,115 @@ def plan_slides(
         IdentityMismatchError: A file was made with other settings, and `recompute` is off. All
             differing fields of the first such file are named.
     """
-    return [_Planner(settings, targets, entry).plan() for entry in entries]
+    identities = _Identities(settings)
+
+    def plan(entry: SlideEntry) -> SlidePlan:
+        return _Planner(settings, identities, targets, entry).plan()
+
+    if len(entries) < _FEW:
+        return [plan(entry) for entry in entries]
+    # Most of the time goes by waiting for the file server, and for hashes: neither holds the lock.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            return list(pool.map(plan, entries))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Identities:
+    """The wanted identities as canonical JSON. Slides of a run differ in little but their
+    fingerprint, so the text is made once and that is put in."""
+
+    def __init__(self, settings: ExtractSettings) -> None:
+        self._settings = settings
+        masks = (settings.tissue, settings.roi)
+        self._alike = not any(mask is not None and Path(mask).is_dir() for mask in masks)
+        self._texts: dict[tuple[str, float | None], str] = {}
+
+    def text(self, target: Target, entry: SlideEntry, fingerprint: str) -> str:
+        """Canonical JSON of what `target`'s file of the slide should be."""
+        settings = self._settings
+        if not self._alike:
+            return canonical_json(wanted_identity(settings, target, entry, fingerprint))
+        key = (target.folder, override_mpp(settings, entry))
+        known = self._texts.get(key)
+        if known is None:
+            known = canonical_json(wanted_identity(settings, target, entry, _PLACE))
+            self._texts[key] = known
+        return known.replace(_PLACE, fingerprint)
 
 
 @dataclass
 class _Planner:
     settings: ExtractSettings
+    identities: _Identities
     targets: Sequence[Target]
     entry: SlideEntry
-    _fingerprint: list[str] = field(default_factory=list)
+    _fingerprint: str = ""
 
     def plan(self) -> SlidePlan:
+        record = Records(self.settings.out).read(self.entry.slide_id)
         todo: list[Target] = []
         done: list[Target] = []
+        statuses: list[str] = []
         try:
             for target in self.targets:
-                (done if self._is_done(target) else todo).append(target)
+                status = self._status(target, record)
+                if status is None:
+                    todo.append(target)
+                else:
+                    done.append(target)
+                    statuses.append(status)
+            if todo:
+                self._check_outline()
         except (SlideError, StoreError) as error:
             if isinstance(error, IdentityMismatchError) and not _only_the_slide(error):
                 raise
-            return SlidePlan(self.entry, tuple(self.targets), (), error)
-        return SlidePlan(self.entry, tuple(todo), tuple(done))
+            return SlidePlan(self.entry, tuple(self.targets), error=error)
+        return SlidePlan(self.entry, tuple(todo), tuple(done), tuple(statuses))
 
-    def _is_done(self, target: Target) -> bool:
+    def _status(self, target: Target, record: SlideRecord | None) -> str | None:
+        """None if the file is to be made; else as in `SlidePlan.statuses`."""
         path = feature_path(self.settings.out, target, self.entry.slide_id)
-        if not path.exists():
-            return False
-        check = check_file(path, self._wanted(target, path))
+        stamp = file_stamp(path)
+        if not stamp:
+            return None
+        wanted = self.identities.text(target, self.entry, self._print_now(path))
+        known = record.results.get(target.folder) if record is not None else None
+        if known is not None and known.status not in ("done", "empty"):
+            known = None
+        if known is not None and known.stamp == stamp and known.identity == identity_hash(wanted):
+            return known.status
+        check = check_file(path, wanted)
         if check.state == "done":
-            return True
-        if self.settings.recompute or check.state == "missing":
-            return False
-        check.raise_if_unusable()
-        return False
+            return known.status if known is not None else ""
+        if not self.settings.recompute and check.state != "missing":
+            check.raise_if_unusable()
+        return None
 
-    def _wanted(self, target: Target, path: Path) -> dict[str, Any]:
-        return wanted_identity(self.settings, target, self.entry, self._print_now(path))
+    def _check_outline(self) -> None:
+        """Another encoder's features were made within the outline that is there: it stays."""
+        settings = self.settings
+        path = settings.out / "tissue" / f"{self.entry.slide_id}.geojson"
+        # Masks of one's own are held to their bytes already.
+        known = None if settings.recompute or Path(settings.tissue).is_dir() else recorded(path)
+        if known is None:
+            return
+        wanted = {"tissue": wanted_tissue(settings, self.entry)}
+        fields = identity_differences({"tissue": known.get("tissue")}, wanted)
+        if fields:
+            raise IdentityMismatchError(path, fields)
 
     def _print_now(self, path: Path) -> str:
         """The slide's fingerprint; the recorded one where the slide itself is not at hand."""
         if not self._fingerprint:
             try:
-                self._fingerprint.append(fingerprint(self.entry.path))
+                self._fingerprint = fingerprint(self.entry.path)
             except SlideError:
                 # Features outlive slides: what is whole stays done when the slide was archived.
                 return str(read_attrs(path).get(_FINGERPRINT, ""))
-        return self._fingerprint[0]
+        return self._fingerprint
 
 
 def _only_the_slide(error: IdentityMismatchError) -> bool:

@@ -26,7 +26,7 @@ from wsipipe.config import ExtractSettings
 from wsipipe.embed.drain import Drain
 from wsipipe.errors import ConfigError, Drained, MissingExtraError, WsipipeError
 from wsipipe.pipeline.reporter import Reporter
-from wsipipe.pipeline.result import RunResult
+from wsipipe.pipeline.result import RunDrained, RunResult
 from wsipipe.store import fold
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run_on_ray(
             ray.shutdown()
     result = _result(plan, tiles, time.monotonic() - begun)
     if drain.requested and result.pending:
-        raise Drained(str(drain.signal_name))
+        raise RunDrained(str(drain.signal_name), result)
     return result
 
 

@@ -30,8 +30,8 @@ def embedder_of_run(out: Path) -> ReEmbedder:
     """
     try:
         run = yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))
-        settings, encoders = run["settings"], run["encoders"]
-        names = dict(zip((e["folder"] for e in encoders), settings["encoders"], strict=False))
+        settings = run["settings"]
+        names = {encoder["folder"]: encoder["name"] for encoder in run["encoders"]}
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{out}/run.yaml does not say with which encoders the run was made.",
@@ -76,6 +76,8 @@ class ReEmbedder:
         encoder = self._encoder(folder, str(bag.attrs["precision"]))
         found = []
         with open_slide(record.path, mpp=asked.get("slide_mpp"), icc=asked["icc"]) as slide:
+            if slide.fingerprint() != bag.attrs["slide_fingerprint"]:
+                raise SlideOpenError(record.path, "the slide has changed since it was extracted")
             grid = _grid_of_rows(slide, asked, bag, rows)
             for _, tiles in iter_tiles(slide, grid, batch_size=16, workers=1):
                 found.append(encoder(tiles).cpu().numpy())

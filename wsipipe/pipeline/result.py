@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["RunResult"]
+from wsipipe.errors import Drained
+
+__all__ = ["RunDrained", "RunResult"]
 
 
 @dataclass(frozen=True)
@@ -34,5 +36,13 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """As the command line ends: 0, or 1 where a slide failed."""
-        return 1 if self.failed else 0
+        """As the command line ends: 0, or 1 where a slide failed or was left."""
+        return 1 if self.failed or self.pending else 0
+
+
+class RunDrained(Drained):
+    """A run that was asked to stop, with slides left. `result` says how far it came."""
+
+    def __init__(self, signal_name: str, result: RunResult | None = None) -> None:
+        super().__init__(signal_name)
+        self.result = result

@@ -37,6 +37,7 @@ from wsipipe.store import (
     Records,
     SlideRecord,
     SlideResult,
+    file_stamp,
     identity_hash,
     publish_bytes,
     write_features,
@@ -348,6 +349,7 @@ class SlideTask:
                 precision=encoder.precision,
                 seconds=round(self.seconds, 3),
                 identity=identity_hash(sink.identity),
+                stamp=file_stamp(sink.final),
                 reason="" if len(grid) else empty,
                 quality=means,
             )

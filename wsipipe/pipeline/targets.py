@@ -26,6 +26,7 @@ __all__ = [
     "override_mpp",
     "quality_filter",
     "wanted_identity",
+    "wanted_tissue",
     "wants_quality",
 ]
 
@@ -120,7 +121,7 @@ def wanted_identity(
         "min_tissue": settings.min_tissue,
         "mpp_tolerance": settings.mpp_tolerance,
         "max_upsample": settings.max_upsample,
-        "tissue": _tissue(settings.tissue, entry),
+        "tissue": wanted_tissue(settings, entry),
         "roi": _roi(settings, entry),
         "icc": settings.icc,
         "dtype": settings.dtype,
@@ -150,7 +151,9 @@ def wants_quality(settings: ExtractSettings) -> bool:
     return bool(settings.quality or quality_filter(settings))
 
 
-def _tissue(method: str, entry: SlideEntry) -> dict[str, Any]:
+def wanted_tissue(settings: ExtractSettings, entry: SlideEntry) -> dict[str, Any]:
+    """What decides the tissue of a slide; see `tissue_settings`."""
+    method = settings.tissue
     if Path(method).is_dir():
         return tissue_settings(method, slide_id=mask_id(method, entry))
     return _tissue_of_all(method)

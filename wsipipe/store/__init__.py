@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsipipe.store.check import FileCheck, check_file
+from wsipipe.store.check import FileCheck, check_file, file_stamp
 from wsipipe.store.events import EventLog, write_run_yaml
 from wsipipe.store.features import (
     FeatureFile,
@@ -30,7 +30,7 @@ from wsipipe.store.publish import (
     remove_stale_temporaries,
 )
 from wsipipe.store.records import Records, SlideRecord, SlideResult
-from wsipipe.store.tables import SlideRow, count_statuses, fold, write_tables
+from wsipipe.store.tables import SlideRow, count_statuses, fold, result_of_file, write_tables
 
 __all__ = [
     "EventLog",
@@ -51,6 +51,7 @@ __all__ = [
     "check_file",
     "check_slide_id",
     "count_statuses",
+    "file_stamp",
     "fold",
     "identity_differences",
     "identity_hash",
@@ -62,6 +63,7 @@ __all__ = [
     "redact_tokens",
     "remove_stale_partials",
     "remove_stale_temporaries",
+    "result_of_file",
     "safe_name",
     "scrub_paths",
     "write_features",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import CorruptFileError, IdentityMismatchError
 from wsipipe.store.identity import canonical_json, identity_differences, identity_hash
 
-__all__ = ["FileCheck", "check_file"]
+__all__ = ["FileCheck", "check_file", "file_stamp"]
 
 State = Literal["done", "missing", "mismatch", "corrupt"]
 
@@ -74,6 +74,15 @@ def _text(file: h5py.h5f.FileID, name: bytes) -> object:
     attribute.read(value)
     found: Any = value[()]
     return found.decode("utf-8", errors="replace") if isinstance(found, bytes) else found
+
+
+def file_stamp(path: str | Path) -> str:
+    """Size and time of a file as one word, by which a record knows it again; "" if not there."""
+    try:
+        facts = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{facts.st_size}-{facts.st_mtime_ns}"
 
 
 def check_file(path: str | Path, identity: Mapping[str, Any] | str) -> FileCheck:

@@ -166,6 +166,17 @@ class Leases:
         """What the lease on `key` says (host, pid, ...), or None if nobody claims it."""
         return _read(self._path(key))
 
+    def others(self) -> dict[str, tuple[str, int]]:
+        """The keys that other processes hold, each with its holder's host and pid."""
+        me = this_process()
+        found = {}
+        for path in self.folder.glob("*.lease"):
+            content = _read(path) or {}
+            holder = (str(content.get("host")), int(content.get("pid", 0)))
+            if holder != (me.host, me.pid):
+                found[str(content.get("key"))] = holder
+        return found
+
     def close(self) -> None:
         """Release what is held, end the thread, remove the folder if it is empty."""
         self._stop.set()

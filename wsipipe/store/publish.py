@@ -234,8 +234,8 @@ def remove_stale_temporaries(folder: str | Path, *, ttl_s: float = LEASE_TTL_S) 
                 if now - path.stat().st_mtime < ttl_s:
                     continue
             path.unlink()
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, PermissionError):
+            continue  # gone already, or another user's
         except OSError as error:
             raise output_error(path, error) from error
         removed.append(path)

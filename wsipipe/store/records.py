@@ -189,10 +189,8 @@ class Records:
         clean = self._texts.about(record.slide_id)
         for result in results:
             record.results[result.encoder] = SlideResult(
-                **{
-                    k: clean(v) if k in ("reason", "error", "remedy") else plain(v)
-                    for k, v in asdict(result).items()
-                }
+                **plain(asdict(result))
+                | {k: clean(getattr(result, k)) for k in ("reason", "error", "remedy")}
             )
         if state is None:
             failed = any(r.status == "failed" for r in results)
@@ -251,5 +249,5 @@ def read_record(path: str | Path) -> SlideRecord | None:
         }
         kept["attempts"] = [a for a in content.get("attempts", []) if set(a) >= _ATTEMPT_FIELDS]
         return SlideRecord(**kept)
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from wsipipe.errors import StoreError
-from wsipipe.store.features import open_h5
+from wsipipe.store.check import file_stamp
+from wsipipe.store.features import open_h5, read_attrs
 from wsipipe.store.publish import publish_text
 from wsipipe.store.records import Records, SlideRecord, SlideResult, Status
 
@@ -29,6 +30,7 @@ __all__ = [
     "find_outliers",
     "fold",
     "read_slides_csv",
+    "result_of_file",
     "write_tables",
 ]
 
@@ -131,6 +133,22 @@ def _row_of_file(slide_id: str, slide_path: str, encoder: str, file: Path) -> Sl
         return replace(row, reason="no dataset `features` in its file")
     except StoreError as error:
         return replace(row, reason=error.reason)
+
+
+def result_of_file(encoder: str, file: Path) -> SlideResult:
+    """What a whole feature file says of itself, as a result to record."""
+    row = _row_of_file("", "", encoder, file)
+    return SlideResult(
+        encoder=encoder,
+        status=row.status,
+        reason=row.reason,
+        tiles=row.tiles or 0,
+        bad_tiles=row.bad_tiles or 0,
+        precision=row.precision,
+        identity=str(read_attrs(file).get("identity", "")),
+        stamp=file_stamp(file),
+        quality=row.quality,
+    )
 
 
 def fold(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsipipe.errors import ConfigError
+from wsipipe.store.check import check_file
 from wsipipe.store.features import FeatureFile, write_features
 from wsipipe.store.layouts._common import Bag, SlideFacts, Wanted, bags_of_run
 
@@ -46,18 +47,33 @@ def export_run(
     return export(bags, Path(dest))
 
 
-def import_run(folder: str | Path, source: str, out: str | Path, wanted: Wanted) -> list[Path]:
+def import_run(
+    folder: str | Path, source: str, out: str | Path, wanted: Wanted, *, replace: bool = False
+) -> list[Path]:
     """Bring another tool's features into `OUT/features/<encoder>/<slide_id>.h5`.
 
     Units are read from the files or given in `wanted`; what neither says is asked for.
 
+    Args:
+        folder: What the other tool wrote.
+        source: One of `IMPORTERS`.
+        out: Folder of the run.
+        wanted: What the user says about the files.
+        replace: Replace files of another identity that are there.
+
     Raises:
         ConfigError: No such layout, nothing found, or a fact is missing.
+        IdentityMismatchError: A file of another identity is there; nothing was written.
     """
     module = import_module(_known(IMPORTERS, source, "--from"))
     read: Callable[[Path, Wanted], Iterator[tuple[str, FeatureFile]]] = module.read
+    features = Path(out) / "features"
+    if features.is_dir() and not replace:
+        for encoder, file in read(Path(folder), wanted):
+            path = features / encoder / f"{file.meta.slide_id}.h5"
+            check_file(path, file.meta.identity).raise_if_unusable()
     written = [
-        write_features(Path(out) / "features" / encoder / f"{file.meta.slide_id}.h5", file)
+        write_features(features / encoder / f"{file.meta.slide_id}.h5", file)
         for encoder, file in read(Path(folder), wanted)
     ]
     if not written:
