@@ -14,8 +14,10 @@ import pytest
 import tifffile
 
 import wsipipe as wp
-from wsipipe.store import PartialRows
+from wsipipe.report.run_page import read_run, render_run_page
+from wsipipe.store import PartialRows, write_tables
 from wsipipe.store.partial import find_partials
+from wsipipe.store.progress import run_status
 from wsipipe.store.verify import verify_run
 from wsipipe.tissue.quality import MEASURES, tile_quality
 
@@ -223,10 +225,11 @@ def test_outliers_of_a_cohort_are_named(tmp_path: Path, make_svs: Make, make_enc
     wp.extract(tmp_path / "slides", encoder=make_encoder(), out=out, quality=True)
     flagged = {row["slide_id"]: row["outlier"] for row in table(out) if row["outlier"]}
     assert "focus" in flagged["odd"]
+    (outlier,) = [o for o in run_status(out).outliers if o["slide_id"] == "odd"]
+    assert any("focus" in flag for flag in outlier["unlike"])
+    assert "Unlike the others" in render_run_page(read_run(out))
     # From the files alone, too.
     for record in (out / "attempts").iterdir():
         record.unlink()
-    from wsipipe.store import write_tables
-
     write_tables(out)
     assert "focus" in {row["slide_id"]: row["outlier"] for row in table(out)}["odd"]

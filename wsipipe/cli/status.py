@@ -80,4 +80,7 @@ def _lines(status: RunStatus) -> list[str]:
         lines.append(f"  failed: {failure['slide_id']}: {failure['error']} {failure['remedy']}")
     if (more := len(status.failures) - _SHOWN) > 0:
         lines.append(f"  ... and {more} more in failures.csv")
+    for slide in status.outliers[:_SHOWN]:
+        what = ", ".join(slide["unlike"])
+        lines.append(f"  unlike the others: {slide['slide_id']} ({what}; {slide['encoder']})")
     return lines

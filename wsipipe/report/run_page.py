@@ -19,6 +19,7 @@ import yaml
 
 from wsipipe import __version__
 from wsipipe.store import SlideRow, count_statuses, fold
+from wsipipe.store.tables import find_outliers
 
 __all__ = ["RunFacts", "read_run", "render_run_page"]
 
@@ -94,6 +95,7 @@ def render_run_page(facts: RunFacts) -> str:
         *(f'<div><b class="{kind}">{value}</b>{name}</div>' for name, value, kind in cards),
         "</div>",
         _failures(facts.failures),
+        _outliers(facts.rows),
         _histogram("Tiles per slide", [row.tiles for row in facts.rows if row.tiles is not None]),
         _where_mpp_came_from(facts.rows),
         _slides(facts.rows),
@@ -136,6 +138,18 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     ]
     table = _table(["slide", "stage", "what happened", "what to do"], lines)
     return f"<h2>Failed ({len(failures)})</h2>{table}"
+
+
+def _outliers(rows: Sequence[SlideRow]) -> str:
+    found = find_outliers(rows)
+    if not found:
+        return ""
+    lines = [
+        [_cell(slide_id), _cell(encoder), _cell(", ".join(flags))]
+        for (slide_id, encoder), flags in found.items()
+    ]
+    table = _table(["slide", "encoder", "in what"], lines)
+    return f"<h2>Unlike the others ({len(found)})</h2>{table}"
 
 
 def _where_mpp_came_from(rows: Sequence[SlideRow]) -> str:

@@ -12,7 +12,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.store._owner import Owner
 from wsipipe.store.events import plain
 from wsipipe.store.records import Records, SlideRecord
-from wsipipe.store.tables import SlideRow, count_statuses, fold
+from wsipipe.store.tables import SlideRow, count_statuses, find_outliers, fold
 
 __all__ = ["RunStatus", "run_status"]
 
@@ -58,6 +58,14 @@ class RunStatus:
             for name, rows in sorted(grouped.items())
         }
 
+    @property
+    def outliers(self) -> list[dict[str, Any]]:
+        """Slides unlike the others of their encoder: slide_id, encoder, and in what."""
+        return [
+            {"slide_id": slide_id, "encoder": encoder, "unlike": flags}
+            for (slide_id, encoder), flags in find_outliers(self.rows).items()
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """The whole state as JSON takes it."""
         content: dict[str, Any] = plain(
@@ -68,6 +76,7 @@ class RunStatus:
                 "encoders": self.by_encoder(),
                 "running": self.running,
                 "failures": self.failures,
+                "outliers": self.outliers,
                 "slides": [vars(row) for row in self.rows],
             }
         )
