@@ -42,9 +42,11 @@ def runs(tmp_path: Path) -> list[Path]:
 
 
 def test_best_first_with_a_paired_test_against_it(runs: list[Path]) -> None:
-    rows, metric, untested = run_table(runs)
-    assert metric == "auroc"
-    assert untested == ""
+    table_ = run_table(runs)
+    rows = table_.rows
+    assert table_.metric == "auroc"
+    assert table_.untested == ""
+    assert [p["first"] for p in table_.pairs] == ["good"]
     assert [row.encoder for row in rows] == ["good", "chance"]
     assert rows[0].p_to_best is None
     assert rows[1].p_to_best is not None
@@ -56,7 +58,9 @@ def test_best_first_with_a_paired_test_against_it(runs: list[Path]) -> None:
 
 def test_runs_of_other_folds_are_listed_without_a_test(runs: list[Path], tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", 0.7, [0.5] * 80, splits="other")
-    rows, _, untested = run_table([*runs, other])
+    found = run_table([*runs, other])
+    rows, untested = found.rows, found.untested
+    assert found.pairs == ()
     assert [row.encoder for row in rows] == ["good", "other", "chance"]
     assert all(row.p_to_best is None for row in rows)
     assert "splits" in untested

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 @app.callback()
 def _group() -> None:
-    """Aggregators: the list, self-tests, comparisons, splits for other tools."""
+    """Aggregators: the list, self-tests, splits for other tools."""
 
 
 @app.command("list")
@@ -44,35 +44,6 @@ def list_command(
         return
     for row in rows:
         typer.echo(f"{row['name']:16}{row['params']:>12,}  {row['about']}")
-
-
-@app.command("compare")
-def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="OUT of two or more `wsipipe train` runs.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
-    """Compare models on the same folds: paired tests over patients, Holm over all pairs.
-
-      wsipipe mil compare mil-phikon mil-uni mil-virchow
-
-    Two classes: DeLong's paired test of the AUROC. Else a paired bootstrap of balanced accuracy, R2
-    or C-index. Runs of other folds or patients are refused: a difference of folds is no difference
-    of models.
-    """
-    import json
-
-    from wsipipe.mil.compare import compare_runs
-
-    found = compare_runs(runs)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    for row in found:
-        typer.echo(
-            f"{row['first']} - {row['second']}: {row['metric']} {row['difference']:+.4f} "
-            f"({row['ci_low']:+.4f} to {row['ci_high']:+.4f}), p {row['p']:.4g}, "
-            f"Holm {row['p_holm']:.4g} ({row['test']})"
-        )
 
 
 @app.command("splits")

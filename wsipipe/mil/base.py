@@ -131,7 +131,21 @@ class Aggregator(nn.Module):
         Args:
             bag: Array or tensor (N, in_dim); may be mapped from disk.
             chunk: Rows that are in memory at a time.
+
+        Raises:
+            ConfigError: The model needs all tiles at once and they do not fit into memory.
         """
+        from wsipipe.mil.bank import available_bytes
+
+        # The features in float32 and about as much again for each of three hidden layers.
+        needed = 16 * len(bag) * self.in_dim
+        if self.device.type == "cpu" and needed > available_bytes():
+            raise ConfigError(
+                f"A bag of {len(bag):,} tiles needs about {needed / 1e9:.0f} GB at once in this "
+                f"model ({type(self).__name__}), more than there is.",
+                "Use one that streams (abmil, clam-sb, clam-mb, dsmil, mean, max, lse), or larger "
+                "tiles.",
+            )
         return self.forward_bags([rows_tensor(bag[:])])
 
     def fit_vectors(self, vectors: Tensor, y: Tensor, criterion: Criterion, seed: int) -> bool:

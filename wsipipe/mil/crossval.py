@@ -20,7 +20,7 @@ import torch
 
 from wsipipe.errors import ConfigError, CorruptFileError, MissingExtraError
 from wsipipe.mil.bags import find_bags
-from wsipipe.mil.bank import FeatureBank, check_settings
+from wsipipe.mil.bank import FeatureBank, check_settings, file_digest
 from wsipipe.mil.cohort import Cohort, join_cohort, read_table
 from wsipipe.mil.fold_training import FoldTrainer
 from wsipipe.mil.leaks import find_duplicates, refuse_duplicates, scan_label_columns
@@ -287,12 +287,13 @@ def _identity(
         (s, p, np.nan_to_num(y, nan=-1e9).tolist())
         for s, p, y in zip(cohort.slide_ids, cohort.patients, cohort.y, strict=True)
     )
+    # Our files carry their identity; of others the bytes of the features speak for themselves.
     content = {
-        s: [f.attrs.get("identity"), f.rows, f.dim, f.path.stat().st_size]
+        s: [f.attrs.get("identity") or file_digest(f), f.rows, f.dim]
         for s, f in sorted(cohort.files.items())
     }
     said = {
-        "algorithm": 1,
+        "algorithm": 2,
         "labels": labels,
         "features": content,
         "common": common,

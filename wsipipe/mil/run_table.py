@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from wsipipe.errors import ConfigError
 from wsipipe.mil.compare import compare_runs
 
-__all__ = ["RunRow", "run_table", "run_table_csv"]
+__all__ = ["RunRow", "RunTable", "run_table", "run_table_csv"]
 
 _ERRORS = ("brier", "ece", "mae", "integrated_brier")
 
@@ -37,17 +36,28 @@ class RunRow:
     p_to_best: float | None
 
 
-def run_table(
-    folders: Sequence[str | Path], metric: str | None = None
-) -> tuple[list[RunRow], str, str]:
+@dataclass(frozen=True)
+class RunTable:
+    """Finished runs, best first, and their paired tests.
+
+    Attributes:
+        metric: What they are sorted by.
+        pairs: Every pair as in `compare_runs`; empty where runs cannot be paired.
+        untested: Why they were not tested against each other, or "".
+    """
+
+    rows: tuple[RunRow, ...]
+    metric: str
+    pairs: tuple[dict[str, Any], ...]
+    untested: str
+
+
+def run_table(folders: Sequence[str | Path], metric: str | None = None) -> RunTable:
     """Read finished runs of `wsipipe train`.
 
     Args:
         folders: Their `--out` folders.
         metric: What to sort by; by default the first that all runs have.
-
-    Returns:
-        The rows, best first; the metric; and why runs were not tested against each other, or "".
 
     Raises:
         ConfigError: A folder is no finished run, or the metric is not in all of them.
@@ -67,7 +77,9 @@ def run_table(
         return float("inf") if value is None else sign * float(value)
 
     order = sorted(range(len(folders)), key=rank)
-    p_values, why = _against_first([folders[i] for i in order])
+    pairs, why = _tested([folders[i] for i in order])
+    p_values = [None, *(pair["p_holm"] for pair in pairs[: len(order) - 1])]
+    p_values += [None] * (len(order) - len(p_values))
     rows = [
         RunRow(
             str(folders[i]),
@@ -79,7 +91,7 @@ def run_table(
         )
         for i, p in zip(order, p_values, strict=True)
     ]
-    return rows, chosen, why
+    return RunTable(tuple(rows), chosen, tuple(pairs), why)
 
 
 def run_table_csv(rows: Sequence[RunRow]) -> str:
@@ -110,11 +122,11 @@ def _document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _against_first(folders: Sequence[str | Path]) -> tuple[list[float | None], str]:
+def _tested(folders: Sequence[str | Path]) -> tuple[list[dict[str, Any]], str]:
+    """Paired tests, those against the first folder first; or none, and why."""
+    if len(folders) < 2:
+        return [], ""
     try:
-        pairs = compare_runs(folders)
+        return compare_runs(folders), ""
     except ConfigError as error:
-        return [None] * len(folders), error.problem
-    places = itertools.combinations(range(len(folders)), 2)
-    found = {j: pair["p_holm"] for (i, j), pair in zip(places, pairs, strict=True) if i == 0}
-    return [found.get(i) for i in range(len(folders))], ""
+        return [], error.problem
