@@ -13,6 +13,7 @@ import pytest
 from wsipipe.embed import iter_tiles, plan_jobs, read_job
 from wsipipe.errors import ConfigError, ReadError
 from wsipipe.tiling import make_grid
+from wsipipe.types import Bounds
 
 sys.path.append(str(Path(__file__).parents[1] / "tiling"))
 from gridkit import image_slide
@@ -208,3 +209,45 @@ def test_no_tiles_no_batches():
     assert list(iter_tiles(slide, grid)) == []
     assert plan_jobs(slide, grid) == []
     assert grid.read.scale == (Fraction(1), Fraction(1))
+
+
+@pytest.mark.parametrize(
+    ("block", "bounds", "factor"),
+    [(96, None, (2, 2)), (37, None, None), (96, Bounds(1, 0, 600, 400), None)],
+)
+def test_tiles_at_twice_the_mpp_are_exact_means_whether_cut_or_put_together(block, bounds, factor):
+    """Blocks of odd size, and bounds that begin at an odd pixel, let pixels straddle blocks."""
+    image = noise(640, 480)
+    slide = image_slide(image, block=block, mpp="0.25", bounds=bounds)
+    grid = make_grid(slide, None, tile_px=48, mpp=0.5)
+    assert plan_jobs(slide, grid)[0].plan.factor == factor
+    for rows, tiles in iter_tiles(slide, grid, batch_size=9):
+        for row, tile in zip(rows.tolist(), tiles, strict=True):
+            x, y = grid.coords[row]
+            part = image[y : y + 96, x : x + 96].reshape(48, 2, 48, 2, 3).astype(int)
+            assert np.array_equal(tile, (part.sum(axis=(1, 3)) + 2) // 4)
+
+
+def test_batches_that_are_kept_stay_as_they_were():
+    """Memory of a batch is used again, but never while any part of it is still referred to."""
+    image = noise(1600, 1600)
+    slide = image_slide(image, block=64, mpp="0.5")
+    grid = make_grid(slide, None, tile_px=64, mpp=0.5)
+    kept = [
+        (rows[3:5], tiles[3:5]) if number % 2 else (rows, np.asarray(memoryview(tiles)))
+        for number, (rows, tiles) in enumerate(iter_tiles(slide, grid, batch_size=20))
+    ]
+    for rows, tiles in kept:
+        for row, tile in zip(rows.tolist(), tiles, strict=True):
+            x, y = grid.coords[row]
+            assert np.array_equal(tile, image[y : y + 64, x : x + 64])
+
+
+def test_batches_that_are_let_go_give_their_memory_to_the_next():
+    slide = image_slide(noise(1600, 1600), block=64, mpp="0.5")
+    grid = make_grid(slide, None, tile_px=64, mpp=0.5)
+    addresses = {
+        tiles.__array_interface__["data"][0]
+        for _, tiles in iter_tiles(slide, grid, batch_size=10, workers=2)
+    }
+    assert len(addresses) <= 5

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from wsipipe.types import TileArray
 
-__all__ = ["axis_span", "axis_weights", "is_whole", "opencv", "resample", "resample_from"]
+__all__ = [
+    "axis_span",
+    "axis_weights",
+    "is_whole",
+    "opencv",
+    "reduce_whole",
+    "resample",
+    "resample_from",
+]
 
 _Pair: TypeAlias = tuple[Fraction, Fraction]
 _Floats: TypeAlias = NDArray[np.float32]
@@ -174,6 +182,32 @@ def opencv() -> Any:
 
     cv2.setNumThreads(1)
     return cv2
+
+
+def reduce_whole(
+    block: TileArray, factor: tuple[int, int], rows: tuple[int, int], out: TileArray
+) -> TileArray:
+    """Area average over whole pixels of one block.
+
+    Args:
+        block: (h, w, 3) uint8; what is left over at its right and bottom edge is not read.
+        factor: Pixels per output pixel (x, y).
+        rows: First and one past the last output row that is wanted.
+        out: (h', w', 3) uint8, C-contiguous, with room for `rows`.
+
+    Returns:
+        View of `out`, or `out` itself where all of it is filled; rows outside `rows` are undefined.
+    """
+    columns = block.shape[1] // factor[0]
+    top, bottom = rows
+    source = block[top * factor[1] : bottom * factor[1], : columns * factor[0]]
+    cv2 = opencv()
+    size = (columns, bottom - top)
+    if columns == out.shape[1]:
+        cv2.resize(source, size, dst=out[top:bottom], interpolation=cv2.INTER_AREA)
+        return out
+    out[top:bottom, :columns] = cv2.resize(source, size, interpolation=cv2.INTER_AREA)
+    return out
 
 
 def _whole_steps(source: TileArray, size: tuple[int, int]) -> TileArray:

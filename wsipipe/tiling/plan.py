@@ -51,6 +51,8 @@ class JobPlan:
         block_columns: Blocks in a row of the level; block (col, row) has the id
             row·block_columns + col.
         step: Level pixels per output pixel (x, y), exact.
+        factor: `step` where every output pixel lies within one block, (1, 1) for native reads;
+            None where some do not, and blocks must be put together.
         shared: Blocks handed from job to job.
     """
 
@@ -58,6 +60,7 @@ class JobPlan:
     y: Beneath
     block_columns: int
     step: tuple[Fraction, Fraction]
+    factor: tuple[int, int] | None
     shared: SharedBlocks
 
 
@@ -101,7 +104,13 @@ def plan_jobs(slide: Slide, grid: TileGrid, *, max_tiles: int = _MAX_TILES) -> l
     y = _beneath(first_y, step_y, stride, grid.tile_px, rows, block_h, level.height)
     columns = -(-level.width // block_w)
     shared = SharedBlocks(*_shared(grid, x, y, columns, max_tiles), max_bytes=_SHARED_BYTES)
-    plan = JobPlan(x, y, columns, (step_x, step_y), shared)
+    factor: tuple[int, int] | None = (1, 1)
+    if grid.read.mode != "native":
+        reach_x, reach_y = (cols - 1) * stride + grid.tile_px, (rows - 1) * stride + grid.tile_px
+        factor_x = _whole_factor(first_x, step_x, reach_x, block_w, level.width)
+        factor_y = _whole_factor(first_y, step_y, reach_y, block_h, level.height)
+        factor = (factor_x, factor_y) if factor_x and factor_y else None
+    plan = JobPlan(x, y, columns, (step_x, step_y), factor, shared)
     return [
         TileJob(index, np.arange(start, min(start + max_tiles, len(grid)), dtype=np.int64), plan)
         for index, start in enumerate(range(0, len(grid), max_tiles))
@@ -119,6 +128,15 @@ def _beneath(
     # A footprint may reach beyond the last pixel of a level that was rounded down.
     low, high = np.clip(low, 0, size - 1), np.clip(high - 1, 0, size - 1)
     return Beneath((first, advance), low // block, high // block)
+
+
+def _whole_factor(first: Fraction, step: Fraction, reach_px: int, block: int, size: int) -> int:
+    """Pixels of an axis per output pixel; 0 where an output pixel straddles blocks or the edge."""
+    if step.denominator != 1 or first.denominator != 1:
+        return 0
+    factor = int(step)
+    aligned = int(first) % factor == 0 and block % factor == 0
+    return factor if aligned and first >= 0 and first + reach_px * factor <= size else 0
 
 
 def _shared(
