@@ -199,3 +199,49 @@ def test_random_faults_never_lock_up_or_mix_rows(run_engine: Run) -> None:
         if outcome.status == "done":
             assert_whole(statuses[name])
     assert {o.status for o in seen.outcomes.values()} == {"done", "failed"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_goes_wrong_the_engine_comes_to_an_end(run_engine: Run, seed: int) -> None:
+    """Hanging, throwing and slow reads, a device without memory, a request to stop: no deadlock."""
+    rng, never = random.Random(seed), threading.Event()
+    drain, recorder = Drain(), Recorder()
+    stop_at = rng.choice([200, 10**9])
+    recorder.on_tick = lambda s: drain.request("SIGTERM") if s.tiles >= stop_at else None
+
+    def trouble(*_: Any) -> None:
+        draw = rng.random()
+        if draw < 0.01:
+            never.wait(30)
+        elif draw < 0.03:
+            raise OSError("gone")
+        time.sleep(draw * 0.002)
+
+    tasks = [
+        FakeTask(n, rng.randrange(0, 60), job=rng.randrange(1, 20), on_read=trouble,
+                 on_prepare=trouble, tile_px=rng.choice([16, 24]))
+        for n in range(60)
+    ]  # fmt: skip
+    options = {"buffer_bytes": 2 << 20, "read_timeout_s": 0.5, "grace_s": 1.0}
+    ended = threading.Event()
+    caught: list[Exception] = []
+
+    def work() -> None:
+        try:
+            run_engine(tasks, encoders=[FakeEncoder(fits=5)], tuner=BatchTuner(8, 32),
+                       drain=drain, recorder=recorder, **options)  # fmt: skip
+        except (EncoderError, OutputError, AssertionError) as error:
+            caught.append(error)
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    whole = ended.wait(60)
+    never.set()
+    assert whole, "the engine is stuck"
+    assert not caught
+    for task in tasks:
+        outcome = recorder.outcomes.get(task.slide_id)
+        if outcome is not None and outcome.status == "done":
+            assert all((sink.puts == 1).all() for sink in task.sinks.values())
+        if outcome is None:
+            assert drain.requested

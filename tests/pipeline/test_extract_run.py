@@ -299,18 +299,23 @@ def test_strict_stops_at_the_first_failed_slide(
 
 
 def test_deterministic_rows_do_not_depend_on_batches_or_threads(
-    slides: Path, tmp_path: Path, make_encoder: Make
+    slides: Path, tmp_path: Path, make_encoder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix = "torch.sin(torch.arange(36864.)).view(3, -1)"
     encoder = make_encoder(act=f"return torch.nn.functional.linear(x.flatten(1), {matrix})")
     bags = []
-    for run, settings in enumerate([{"batch_size": 1, "workers": 1}, {"batch_size": 7}]):
+    for run, settings in enumerate([{"batch_size": 1, "workers": 1}, {"batch_size": 7}, {}]):
         out = tmp_path / f"out{run}"
+        # The last run has one stream, the others as many as processors, at least two.
+        monkeypatch.setattr(
+            "wsipipe.pipeline.running.available_cpus", lambda run=run: 1 if run == 2 else 3
+        )
         given = {"deterministic": True, "dtype": "float32", **settings}
         wp.extract(slides / "s0.svs", encoder=encoder, out=out, **given)
         bags.append(wp.read_features(out / "features" / "mean" / "s0.h5"))
     assert len(bags[0]) > 5
     assert np.array_equal(bags[0].features, bags[1].features)
+    assert np.array_equal(bags[0].features, bags[2].features)
 
 
 def test_features_too_large_for_float16_are_refused(

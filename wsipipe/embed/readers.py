@@ -81,10 +81,11 @@ class Readers:
             self._launch("decode")
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads to end, each for at most `timeout` seconds."""
+        """Wait for the threads to end, at most `timeout` seconds: some may hang."""
+        deadline = time.monotonic() + timeout
         for worker in self._workers:
             if worker.thread is not None:
-                worker.thread.join(timeout)
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
 
     def watch(self) -> None:
         """Leave hanging reads behind."""
