@@ -205,9 +205,13 @@ class FeatureBank:
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
         self.bytes_read += rows.nbytes
-        if not rows.flags.writeable:
-            # torch warns of read-only memory; a copy also takes the page faults in one sweep.
-            rows = np.array(rows)
+        if isinstance(rows, np.memmap) and rows.filename is not None:
+            # Read, not touched: pages of a map would stay in this process for every bag it walks.
+            rows = np.fromfile(rows.filename, rows.dtype, rows.size, offset=rows.offset).reshape(
+                rows.shape
+            )
+        elif not rows.flags.writeable:
+            rows = np.array(rows)  # torch warns of read-only memory
         return torch.from_numpy(rows)
 
     def _needs_repacking(self, file: BagFile) -> bool:

@@ -147,7 +147,7 @@ def evaluate(
 def _per_fold(target: Target, data: OutOfFold, repeats: Sequence[int]) -> list[dict[str, float]]:
     """Figures of each fold; empty for a fold that failed, so that places stay folds."""
     tested = [(r, f) for r in repeats for f in sorted(set(data.fold_of[r].tolist()) - {-1})]
-    out = []
+    out: list[dict[str, float]] = []
     for repeat, fold in data.folds or tested:
         if (repeat, fold) not in tested:
             out.append({})

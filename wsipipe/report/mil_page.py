@@ -184,8 +184,13 @@ def _class_charts(target: Target, p: Any, truth: NDArray[np.int64]) -> list[str]
         lines.append(("" if binary else target.classes[c], fpr, tpr))
         if binary:
             band = (fpr, low, high)
-    axes = {"x_label": "1 - specificity", "y_label": "sensitivity", "box": UNIT_BOX}
-    charts = [line_chart("ROC, 95 % band", lines, band=band, diagonal=True, **axes)]  # type: ignore[arg-type]
+    title = "ROC, 95 % band" if binary else "ROC, one class against the rest"
+    charts = [
+        line_chart(
+            title, lines, x_label="1 - specificity", y_label="sensitivity", box=UNIT_BOX,
+            band=band, diagonal=True,
+        )
+    ]  # fmt: skip
     lines = [
         (f"{target.classes[c]} ({(truth == c).mean():.0%})", *_precision(p[:, c], truth == c))
         for c in which

@@ -104,10 +104,11 @@ class ABMIL(Aggregator):
 
     def forward_packed(self, x: Tensor, bags: Segments) -> MILOutput:
         """See `Aggregator.forward_packed`."""
-        reduce, head = (self.reduce.weight, self.reduce.bias), self.head.weight
+        reduce: tuple[Tensor, Tensor | None] = (self.reduce.weight, self.reduce.bias)
+        head: Tensor = self.head.weight
         gates = [self.score.V] if self.score.U is None else [self.score.V, self.score.U]
-        gate = [(m.weight, m.bias) for m in gates]
-        score = (self.score.w.weight, self.score.w.bias)
+        gate: list[tuple[Tensor, Tensor]] = [(m.weight, m.bias) for m in gates]
+        score: tuple[Tensor, Tensor] = (self.score.w.weight, self.score.w.bias)
         if self.training and self.dropout > 0 and not self.tile_dropout:
             # Dropped units are left out of the weights, those that stay are scaled up for them.
             units = kept_units(len(head[0]), self.dropout, x.device)

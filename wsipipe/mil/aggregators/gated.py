@@ -39,7 +39,7 @@ def gated_pool(
     weight, bias = reduce
     if bias is None:
         bias = weight.new_zeros(len(weight))
-    z, scores = _GatedPool.apply(x, bags, weight, bias, *gate, *score)  # type: ignore[no-untyped-call]
+    z, scores = _GatedPool.apply(x, bags, weight, bias, *gate, *score)
     return z, scores
 
 
