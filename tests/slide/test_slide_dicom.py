@@ -140,3 +140,19 @@ def test_wsidicom_reads_level_0_of_the_real_series(real_data):
         assert other.mpp == slide.mpp
         ours, theirs = (s.read(500, 700, 700, 600) for s in (slide, other))
         assert np.abs(ours.astype(int) - theirs).mean() <= 1
+
+
+def test_frames_without_an_order_are_refused(tmp_path):
+    """Nobody promises that frames of such a file lie in row-major order."""
+    path = write_dicom(tmp_path / "a.dcm", tissue(300, 300))
+    data = path.read_bytes()
+    said = element(0x0020, 0x9311, b"CS", b"TILED_FULL")
+    assert data.count(said) == 1
+    path.write_bytes(data.replace(said, b""))
+    with pytest.raises(SlideOpenError, match="does not say where its frames lie"):
+        wp.open_slide(path)
+
+
+def test_a_real_file_with_scrambled_frames_is_refused(real_data):
+    with pytest.raises(SlideOpenError, match="does not say where its frames lie"):
+        wp.open_slide(real_data / "nonwsi" / "sm_dicom_no_imagetype.dcm")

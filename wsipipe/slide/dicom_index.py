@@ -145,7 +145,7 @@ def _level(path: Path, file: Path, header: DicomHeader) -> DicomLevel:
         raise NotDirectDicom("several focal planes")
     form = _form(header, samples)
     pieces = _frames(file, header, frames, block_w * block_h * samples)
-    places = _places(header, frames, (width, height), (block_w, block_h))
+    places = _places(path, header, frames, (width, height), (block_w, block_h))
     total = -(-width // block_w) * -(-height // block_h)
     offsets, counts = np.zeros(total, np.int64), np.zeros(total, np.int64)
     offsets[places], counts[places] = pieces
@@ -229,13 +229,24 @@ def _fragments(
 
 
 def _places(
-    header: DicomHeader, frames: int, size: tuple[int, int], block: tuple[int, int]
+    path: Path, header: DicomHeader, frames: int, size: tuple[int, int], block: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Row-major block number of every frame."""
+    """Row-major block number of every frame.
+
+    Only TILED_FULL promises that order (DICOM PS3.3, C.7.6.17.3); files that say nothing exist
+    with frames in another one.
+    """
     columns, rows = -(-size[0] // block[0]), -(-size[1] // block[1])
-    if header.text(_ORGANISATION) == "TILED_SPARSE" or frames != columns * rows:
+    organisation = header.text(_ORGANISATION)
+    if (organisation != "TILED_FULL" and columns * rows > 1) or frames != columns * rows:
         groups = header.elements.get(_FRAME_GROUPS)
         if not isinstance(groups, list) or len(groups) != frames:
+            if not organisation:
+                raise SlideOpenError(
+                    path, "the file does not say where its frames lie "
+                    "(neither DimensionOrganizationType nor positions of frames)",
+                    "Export the slide from its source again, or convert it to a tiled TIFF.",
+                )  # fmt: skip
             raise NotDirectDicom("frames without positions")
         places = np.empty(frames, np.int64)
         for number, group in enumerate(groups):

@@ -13,8 +13,9 @@ from typing import Final
 import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
-from wsipipe.slide.blocks import fill_region, paste, repeat_edge
+from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.files import fingerprint, is_url, slide_files
+from wsipipe.slide.forgiving import ForgivingLevel
 from wsipipe.slide.icc import to_srgb
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
@@ -228,8 +229,8 @@ class Slide:
 
         Raises:
             MissingMppError: The slide's resolution is unknown.
-            ReadError: More than half of the level cannot be decoded; fewer bad blocks are
-                background.
+            ReadError: More than half of every fitting level cannot be decoded; fewer bad blocks
+                are background, and counted.
         """
         target = exact(mpp)
         scale = tuple(max(Fraction(1), target / own) for own in self.mpp_xy)
@@ -242,55 +243,27 @@ class Slide:
             for level in self.levels
             if level.downsample[0] <= scale[0] and level.downsample[1] <= scale[1]
         ]
-        level = fitting[-1]
         width, height = (
             -(-size // ratio) for size, ratio in zip(self.dimensions, scale, strict=True)
         )
-        pixels = reduce_level(
-            level,
-            self.block_sizes[level.index],
-            (scale[0] / level.downsample[0], scale[1] / level.downsample[1]),
-            (int(width), int(height)),
-            self._forgiving(level),
-            self.background,
-        )
-        return ThumbnailImage(pixels, scale)
-
-    def _forgiving(self, level: Level) -> Callable[[int, int, int, int], TileArray | None]:
-        """Reads a level; background for blocks that no reader decodes, None where all are empty.
-
-        One bad tile must not hide the tissue of a whole slide. Where more than half of a level's
-        blocks are bad the error is raised after all.
-        """
-        block_w, block_h = self.block_sizes[level.index]
-        blocks = -(-level.width // block_w) * -(-level.height // block_h)
-        bad = 0
-
-        def read_block(col: int, row: int) -> TileArray | None:
-            nonlocal bad
+        for level in reversed(fitting):
+            source = ForgivingLevel(self, level)
             try:
-                return self.read_block(level.index, col, row)
+                pixels = reduce_level(
+                    level,
+                    self.block_sizes[level.index],
+                    (scale[0] / level.downsample[0], scale[1] / level.downsample[1]),
+                    (int(width), int(height)),
+                    source.read,
+                    self.background,
+                )
             except ReadError:
-                bad += 1
-                if 2 * bad > blocks:
+                # A coarse level has few blocks: the next finer one may be sound.
+                if level is fitting[0]:
                     raise
-                return None
-
-        def read(x: int, y: int, width: int, height: int) -> TileArray | None:
-            out: TileArray | None = None
-            corner, size = (x, y), (level.width, level.height)
-            for row in range(y // block_h, -(-(y + height) // block_h)):
-                for col in range(x // block_w, -(-(x + width) // block_w)):
-                    block = read_block(col, row)
-                    if block is None and out is None:
-                        continue
-                    if out is None:
-                        out = np.full((height, width, 3), self.background, np.uint8)
-                    place, shape = (col, row), (block_w, block_h)
-                    paste(out, corner, block, place, shape, size, self.background)
-            return out
-
-        return read
+            else:
+                return ThumbnailImage(pixels, scale, level.index, source.bad)
+        raise AssertionError("level 0 always fits")
 
     def _read_scaled(
         self, plan: ReadPlan, start: tuple[Fraction, Fraction], width: int, height: int

@@ -30,10 +30,14 @@ class ThumbnailImage:
         pixels: (h, w, 3) uint8. Pixel (i, j) covers level-0 x from i·downsample[0], y likewise;
             the last row and column may reach beyond the slide and average what is inside.
         downsample: Level-0 pixels per thumbnail pixel (x, y), exact.
+        level: Level it was made of.
+        bad_blocks: Blocks of that level that no reader decodes; background stands for them.
     """
 
     pixels: TileArray
     downsample: tuple[Fraction, Fraction]
+    level: int = 0
+    bad_blocks: int = 0
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(self.pixels, dtype=dtype)
