@@ -124,3 +124,38 @@ def test_an_empty_slide_ends_no_heatmap_of_the_others(cohort):
         main([str(w) for w in words])
     assert not stop.value.code
     assert sorted(p.name for p in (cohort / "maps").iterdir()) == ["s00.geojson", "s00.png"]
+
+
+def test_what_predict_cannot_check_is_said(cohort):
+    from wsipipe.mil.prediction import predict
+
+    _train(cohort)
+    (cohort / "bare").mkdir()
+    np.save(cohort / "bare" / "x.npy", np.ones((4, 8), np.float32))
+    said: list[str] = []
+    predict(cohort / "out", cohort / "bare", say=said.append)
+    assert any("do not say their encoder" in text for text in said)
+
+
+def test_a_model_of_whole_patients_says_that_it_speaks_of_slides_now(cohort):
+    from wsipipe.mil.prediction import predict
+
+    _train(cohort, slides_together=True)
+    said: list[str] = []
+    predict(cohort / "out", cohort / "features", say=said.append)
+    assert any("as one bag" in text for text in said)
+
+
+def test_a_cell_may_hold_a_line_break(tmp_path):
+    from wsipipe.mil.cohort import read_table
+
+    (tmp_path / "t.csv").write_text('slide_id,note,label\na,"one\ntwo",1\nb,\u2028,0\n')
+    assert [r["label"] for r in read_table(tmp_path / "t.csv")] == ["1", "0"]
+
+
+def test_one_encoder_with_two_sets_of_weights_is_a_mixture(cohort):
+    for i, name in enumerate(("s00", "s01")):
+        with h5py.File(cohort / "features" / f"{name}.h5", "r+") as h5:
+            h5.attrs["identity_json"] = json.dumps({"encoder": {"weights_sha256": f"{i:064}"}})
+    with pytest.raises(ConfigError, match="weights is"):
+        _train(cohort)

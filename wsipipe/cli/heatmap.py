@@ -83,7 +83,8 @@ def command(
         if unknown:
             raise ConfigError(f"No features of slide '{unknown[0]}' in {features}.")
         files = {s: files[s] for s in slide_id}
-    ensemble.check_features(files.values())
+    for note in ensemble.check_features(files.values()):
+        typer.echo(note, err=True)
     if not 0 <= target < len(ensemble.info["targets"]):
         raise ConfigError(f"--target {target}: the model has {len(ensemble.info['targets'])}.")
     paths = _slide_paths(slides)

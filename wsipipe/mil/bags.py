@@ -6,6 +6,7 @@ never guessed: a file that does not say has unit None, and a heatmap asks for it
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class BagFile:
         key: Dataset that holds the features ("" for .pt and .npy).
         rows, dim: N and D.
         row_chunked: One row a chunk, as TRIDENT writes: 16 times slower to read than one block.
-        settings: What must agree in a cohort, as far as the file says it: encoder, mpp, tile_px.
+        settings: What must agree in a cohort, as far as the file says it: encoder, its weights, mpp,
+            tile_px.
         unit: Of the coordinates: "px0" (level-0 pixels), "um", or None where it is not said.
         tile_size: Edge of a tile in that unit, or None.
         attrs: Attributes of the file.
@@ -142,6 +144,7 @@ def _inspect_h5(path: Path, slide_id: str, h5: h5py.File, key: str | None) -> Ba
         encoder = found.rsplit("/", 1)[-1]
     said = {
         "encoder": encoder,
+        "weights": _encoder_weights(attrs),
         "mpp": attrs.get("mpp"),
         "tile_px": attrs.get("tile_px", attrs.get("tile_size_px", coords_attrs.get("patch_size"))),
         "tile_um": attrs.get("tile_size_um"),
@@ -165,6 +168,15 @@ def _inspect_h5(path: Path, slide_id: str, h5: h5py.File, key: str | None) -> Ba
         tile_size,
         attrs,
     )
+
+
+def _encoder_weights(attrs: dict[str, Any]) -> str | None:
+    """sha256 of the encoder's weights, which our files record: one name may have had several."""
+    try:
+        said = json.loads(attrs["identity_json"])["encoder"]["weights_sha256"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return str(said) or None
 
 
 def _plain(value: Any) -> Any:

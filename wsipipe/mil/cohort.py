@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
-    rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     if not rows:
         raise ConfigError(f"{path}: no lines in it.", "Its first line names the columns.")
     return [{(k or "").strip(): (v or "").strip() for k, v in r.items() if k} for r in rows]

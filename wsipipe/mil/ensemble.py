@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,21 +170,38 @@ class Ensemble:
         """Of the first fold; the folds agree in all that matters here."""
         return self.folds[0].info
 
-    def check_features(self, files: Iterable[BagFile]) -> None:
+    def check_features(self, files: Iterable[BagFile]) -> list[str]:
         """Refuse features of another encoder, mpp, tile size or dimension.
+
+        Returns:
+            Sentences about what could not be checked.
 
         Raises:
             ConfigError: Naming the file and the difference.
         """
         wanted: Mapping[str, Any] = self.info["features"]
+        silent: dict[str, int] = defaultdict(int)
         for file in files:
             found = {**file.settings, "dim": file.dim}
             for key, value in wanted.items():
+                silent[key] += key not in found
                 if key in found and found[key] != value:
                     raise ConfigError(
                         f"{file.path}: {key} is {found[key]!r}, the model knows {value!r}.",
                         "Extract the slides with the encoder, mpp and tile size of the model.",
                     )
+        notes = [
+            f"{count} feature file(s) do not say their {key}; the model knows {wanted[key]!r}: "
+            "taken on trust."
+            for key, count in silent.items()
+            if count
+        ]
+        if self.info.get("slides_together"):
+            notes.append(
+                "The model was judged on all slides of a patient as one bag; here each slide "
+                "speaks for itself."
+            )
+        return notes
 
     def seen(self, names: Sequence[str]) -> list[str]:
         """Those slides or patients that took part in training."""

@@ -358,6 +358,7 @@ class FoldTrainer:
             "standardize": chosen.standardize,
             "precision": self.precision,
             "splits_sha256": splits_digest(plan.folds),
+            "slides_together": plan.slides_together,
             "repeat": fold.repeat,
             "fold": fold.fold,
             "settings": chosen.describe(),

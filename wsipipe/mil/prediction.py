@@ -69,7 +69,8 @@ def predict(
     say = say or (lambda _text: None)
     ensemble = load_ensemble(model)
     files = find_bags(features, key=feature_key)
-    ensemble.check_features(files.values())
+    for note in ensemble.check_features(files.values()):
+        say(note)
     seen = ensemble.seen(list(files))
     if labels is not None:
         _refuse_overlap(ensemble, labels, seen)
