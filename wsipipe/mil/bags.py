@@ -35,7 +35,7 @@ class BagFile:
         key: Dataset that holds the features ("" for .pt and .npy).
         rows, dim: N and D.
         row_chunked: One row a chunk, as TRIDENT writes: 16 times slower to read than one block.
-        settings: What must agree in a cohort, as far as the file says it: encoder, its weights, mpp,
+        settings: What must agree in a cohort, as far as the file says it: encoder, weights, mpp,
             tile_px.
         unit: Of the coordinates: "px0" (level-0 pixels), "um", or None where it is not said.
         tile_size: Edge of a tile in that unit, or None.
