@@ -11,6 +11,7 @@
     │   ├── UnknownEncoderError
     │   ├── GatedEncoderError    a licence has to be accepted first
     │   ├── WeightsError         weights are missing, wrong or do not fit
+    │   ├── ModelError           the network itself failed on a batch
     │   └── OffCardError         mpp or tile size other than the card's, not asked for
     ├── StoreError
     │   ├── IdentityMismatchError
@@ -38,6 +39,7 @@ __all__ = [
     "IdentityMismatchError",
     "MissingExtraError",
     "MissingMppError",
+    "ModelError",
     "OffCardError",
     "OutputError",
     "ReadError",
@@ -138,6 +140,12 @@ class EncoderError(WsipipeError):
 
     def __reduce__(self) -> tuple[type[EncoderError], tuple[str, str, str]]:
         return type(self), (self.name, self.problem, self.remedy)
+
+
+class ModelError(EncoderError):
+    """A network failed on a batch: a bug of the model's code, not of a slide."""
+
+    exit_code = 70
 
 
 class UnknownEncoderError(EncoderError):

@@ -14,7 +14,7 @@ import pytest
 from tests.embed.conftest import FakeEncoder, FakeTask, Recorder
 from wsipipe.embed.drain import Drain
 from wsipipe.embed.tuning import BatchTuner
-from wsipipe.errors import EncoderError, OutputError, ReadError
+from wsipipe.errors import EncoderError, ModelError, OutputError, ReadError
 
 Run = Callable[..., Recorder]
 
@@ -136,8 +136,9 @@ def test_a_model_that_fails_ends_the_run_and_says_so(run_engine: Run) -> None:
         def start(self, tiles: Any) -> Any:
             raise ValueError("shapes do not match")
 
-    with pytest.raises(EncoderError, match="shapes do not match"):
+    with pytest.raises(ModelError, match="shapes do not match") as caught:
         run_engine([FakeTask(0, 5)], encoders=[Broken()])
+    assert caught.value.exit_code == 70, "1 would say that the others are complete"
 
 
 def test_drain_finishes_what_fits_and_leaves_the_rest(run_engine: Run) -> None:

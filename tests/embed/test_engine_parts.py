@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -141,3 +143,20 @@ def test_the_first_signal_is_remembered_and_handlers_are_put_back(name: str) -> 
         drain.request("SIGTERM")
         assert drain.signal_name == name
     assert signal.getsignal(getattr(signal, name)) == before
+
+
+@pytest.mark.parametrize("first", ["SIGTERM", "SIGINT"])
+def test_a_ctrl_c_after_any_request_to_stop_ends_at_once(first: str) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from wsipipe.embed.drain import Drain\n"
+        "with Drain() as drain:\n"
+        f"    os.kill(os.getpid(), signal.{first})\n"
+        "    while not drain.requested: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.1)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 130

@@ -403,3 +403,14 @@ def test_masks_of_ones_own_decide_and_are_never_overwritten(
         assert done.done == ("s0",)
         assert mask.read_text() == edited
     assert len(wp.read_features(out / "features" / "other" / "s0.h5")) == 4
+
+
+@pytest.mark.parametrize("device", ["foo", "cpu,foo", "cuda:99", "openvino:NPU9"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    slides: Path, tmp_path: Path, make_encoder: Make, device: str
+) -> None:
+    if device.startswith("openvino"):
+        pytest.importorskip("openvino")
+    with pytest.raises(wp.ConfigError, match=device.rpartition(",")[2].rpartition(":")[2]):
+        wp.extract(slides, encoder=make_encoder(), out=tmp_path / "out", device=device)
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Stopping on request: the first signal drains, the second Ctrl-C ends at once.
+"""Stopping on request: the first signal drains, a Ctrl-C after it ends at once.
 
 A batch scheduler sends SIGTERM (preemption, `docker stop`) or SIGUSR1 (time limit ahead); a person
 presses Ctrl-C. Each means: begin nothing new, finish what fits into the grace time, publish only
@@ -62,7 +62,7 @@ class Drain:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if number == signal.SIGINT and self.signal_name == "SIGINT":
+        if number == signal.SIGINT and self.requested:
             # Nothing under a final name is ever partial, so there is nothing to tidy up first.
             os._exit(130)
         self.request(name)

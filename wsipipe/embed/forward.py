@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.embed.tuning import BatchTuner
-from wsipipe.errors import EncoderError
+from wsipipe.errors import ModelError
 from wsipipe.types import TileArray
 
 __all__ = ["Forward", "keep_freed_memory", "prepare_torch"]
@@ -94,7 +94,7 @@ class Forward:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._tuner.too_large(len(tiles)):
-            raise EncoderError(
+            raise ModelError(
                 self.name(index),
                 f"encoder {self.name(index)}: not even one tile fits into memory.",
                 "Use a device with more memory, or a smaller encoder.",
@@ -126,7 +126,7 @@ class Pending:
             rows = self._forward.smaller(self._index, tiles) if result is None else result.result()
             if rows.ndim != 2 or len(rows) != len(tiles):
                 name = self._forward.name(self._index)
-                raise EncoderError(
+                raise ModelError(
                     name,
                     f"encoder {name}: gave an array {rows.shape} for {len(tiles)} tiles.",
                     "It must map (B, 3, H, W) to (B, dim).",

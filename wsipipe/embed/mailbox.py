@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from wsipipe.embed.outcome import Status
 from wsipipe.embed.work import Progress
-from wsipipe.errors import EncoderError, OutputError, WsipipeError
+from wsipipe.errors import ModelError, OutputError, WsipipeError
 
 __all__ = ["Began", "Exhausted", "Mailbox", "Over"]
 
@@ -61,7 +61,7 @@ class Mailbox:
     def fatal(self, error: Exception) -> None:
         """End the run."""
         if not isinstance(error, WsipipeError):
-            wrapped = EncoderError(
+            wrapped = ModelError(
                 "",
                 f"the model failed: {type(error).__name__}: {error}",
                 "Finished slides are whole; after mending the model the same command goes on.",

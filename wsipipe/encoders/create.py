@@ -87,6 +87,11 @@ def pick_device(device: str | torch.device) -> torch.device:
         raise ConfigError(
             f"Device {device!r}: torch sees no GPU here.", "Use --device cpu or --device auto."
         )
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Device {device!r}: torch sees {torch.cuda.device_count()} GPUs here.",
+            "Their numbers begin at 0.",
+        )
     return place
 
 

@@ -26,7 +26,7 @@ from wsipipe.errors import ConfigError, EncoderError, MissingExtraError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["LEAST_COSINE", "OpenVinoEncoder", "openvino_place"]
+__all__ = ["LEAST_COSINE", "OpenVinoEncoder", "check_place", "openvino_place"]
 
 # Between features of one tile by torch in fp32 and by OpenVINO; below, it is not the same encoder.
 LEAST_COSINE: Final = 0.999
@@ -42,6 +42,20 @@ def openvino_place(device: str | torch.device) -> str | None:
     """OpenVINO's name: `openvino` -> "CPU", `openvino:GPU` -> "GPU"; None for torch's devices."""
     name, _, place = str(device).partition(":")
     return (place or "CPU").upper() if name == "openvino" else None
+
+
+def check_place(place: str) -> None:
+    """Whether OpenVINO is installed and has the device.
+
+    Raises:
+        MissingExtraError, ConfigError: It is not; it has not.
+    """
+    known = _import_openvino().Core().available_devices
+    if place.partition(".")[0] not in {name.partition(".")[0] for name in known}:
+        raise ConfigError(
+            f"OpenVINO has no device {place} here.",
+            f"It has {', '.join(known)}: --device openvino, or openvino:NAME.",
+        )
 
 
 class OpenVinoEncoder(Encoder):
@@ -70,12 +84,7 @@ class OpenVinoEncoder(Encoder):
         self.backend = f"openvino {self._openvino.get_version().split('-')[0]}"
         self._place = place
         self._core = self._openvino.Core()
-        known = self._core.available_devices
-        if place.partition(".")[0] not in {name.partition(".")[0] for name in known}:
-            raise ConfigError(
-                f"OpenVINO has no device {place} here.",
-                f"It has {', '.join(known)}: --device openvino, or openvino:NAME.",
-            )
+        check_place(place)
         tiles = noise_tiles(card, _CHECKED_TILES)
         with torch.inference_mode():
             expected = self.network(self.transform(torch.from_numpy(tiles))).float().numpy()

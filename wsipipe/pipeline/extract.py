@@ -101,12 +101,26 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
     tissue_settings(settings.tissue)
     if settings.roi is not None:
         roi_settings(settings.roi, classes=settings.roi_class or ())
+    _check_devices(settings)
+    check_devices(settings)
     check_writable(settings.out)
     entries, privacy = hide_names(settings, find_slides(inputs))
     if settings.shard is not None:
         entries = _share(entries, settings.shard)
     targets = identify_targets(targets, settings)
     return ExtractPlan(settings, targets, plan_slides(settings, targets, entries), privacy)
+
+
+def _check_devices(settings: ExtractSettings) -> None:
+    """Refuse a device that is not there, before anything is written. Elsewhere there may be
+    others, and the CPU is always there: neither loads torch here."""
+    others = ("auto", "cpu", "openvino")
+    named = [name for name in settings.devices if name.partition(":")[0] not in others]
+    if named and settings.executor == "local":
+        from wsipipe.encoders.create import pick_device
+
+        for name in named:
+            pick_device(name)
 
 
 def run_extract(
@@ -217,6 +231,26 @@ def _share(entries: list[SlideEntry], shard: Shard) -> list[SlideEntry]:
     """Every N-th slide by id: the same on any machine; may be none where slides are few."""
     ordered = sorted(entries, key=lambda entry: entry.slide_id)
     return ordered[shard.index - 1 :: shard.count]
+
+
+def check_devices(settings: ExtractSettings) -> None:
+    """Find out before anything is written whether the devices are there.
+
+    Raises:
+        ConfigError: A device is unknown, or not in this machine.
+        MissingExtraError: OpenVINO is asked for and not installed.
+    """
+    asked = {name for name in settings.devices if name not in ("auto", "cpu")}
+    if not asked or settings.executor != "local":
+        return
+    from wsipipe.encoders.create import pick_device
+    from wsipipe.encoders.openvino import check_place, openvino_place
+
+    for name in sorted(asked):
+        if (place := openvino_place(name)) is not None:
+            check_place(place)
+        else:
+            pick_device(name)
 
 
 def check_writable(out: Path) -> None:
