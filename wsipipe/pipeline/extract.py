@@ -101,7 +101,6 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
     tissue_settings(settings.tissue)
     if settings.roi is not None:
         roi_settings(settings.roi, classes=settings.roi_class or ())
-    _check_devices(settings)
     check_devices(settings)
     check_writable(settings.out)
     entries, privacy = hide_names(settings, find_slides(inputs))
@@ -109,18 +108,6 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
         entries = _share(entries, settings.shard)
     targets = identify_targets(targets, settings)
     return ExtractPlan(settings, targets, plan_slides(settings, targets, entries), privacy)
-
-
-def _check_devices(settings: ExtractSettings) -> None:
-    """Refuse a device that is not there, before anything is written. Elsewhere there may be
-    others, and the CPU is always there: neither loads torch here."""
-    others = ("auto", "cpu", "openvino")
-    named = [name for name in settings.devices if name.partition(":")[0] not in others]
-    if named and settings.executor == "local":
-        from wsipipe.encoders.create import pick_device
-
-        for name in named:
-            pick_device(name)
 
 
 def run_extract(
