@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,25 +18,23 @@ from numpy.typing import NDArray
 from wsipipe.errors import SlideOpenError
 from wsipipe.slide import codecs
 from wsipipe.slide.codecs import BlockFormat
-from wsipipe.slide.mpp import claim, objective_claim
 from wsipipe.slide.reader import MppClaim
+from wsipipe.slide.tiff_claims import find_claims, ome_pixels
 from wsipipe.slide.tiff_file import Ifd, TiffFile
 
 __all__ = ["NotDirect", "TiffIndex", "TiffLevel", "check_extents", "index_tiff"]
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _DESCRIPTION, _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_COUNTS = 270, 273, 277, 278, 279
-_X_RESOLUTION, _Y_RESOLUTION, _PLANAR, _UNIT, _PREDICTOR = 282, 283, 284, 296, 317
+_PLANAR, _PREDICTOR = 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _SUBIFDS = 322, 323, 324, 325, 330
 _EXTRA, _FORMAT, _TABLES, _ICC = 338, 339, 347, 34675
-_UNIT_UM: Final = {2: 25400, 3: 10000}
 _PHOTOMETRIC_WORDS: Final = {
     3: "palette colours", 4: "a transparency mask", 5: "CMYK colours", 8: "CIE L*a*b* colours",
     9: "CIE L*a*b* colours", 10: "CIE L*a*b* colours", 32803: "raw sensor colours",
     34892: "raw linear colours",
 }  # fmt: skip
 _STRIP_ROWS: Final = 64
-_OME_UM: Final = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 class NotDirect(Exception):
@@ -104,7 +100,7 @@ def index_tiff(
     vendor = _vendor(description)
     if vendor == "philips" and sizes is None:
         raise NotDirect("Philips TIFF pads its levels to whole tiles")
-    ome = _ome_pixels(path, description) if vendor == "ome-tiff" else {}
+    ome = ome_pixels(path, description) if vendor == "ome-tiff" else {}
     _check_pixels(path, tiff, first)
     pages = [first, *_smaller(path, tiff, first, vendor)]
     for page in pages[1:]:
@@ -113,7 +109,7 @@ def index_tiff(
     if sizes is not None:
         levels = _cropped(levels, sizes)
     _check_order(path, levels)
-    claims, objective = _claims(tiff, first, description, ome)
+    claims, objective = find_claims(tiff, first, description, ome)
     profile = tiff.raw(first, _ICC)
     return TiffIndex(vendor, levels, tuple(claims), profile or None, objective)
 
@@ -336,75 +332,3 @@ def _check_order(path: str | Path, levels: tuple[TiffLevel, ...]) -> None:
                 f"{finer.width} x {finer.height}",
                 "Write the pyramid again, largest image first.",
             )
-
-
-def _claims(
-    tiff: TiffFile, ifd: Ifd, description: str, ome: dict[str, str]
-) -> tuple[list[MppClaim], str | None]:
-    claims: list[MppClaim] = []
-    objective: str | None = None
-    if description.startswith("Aperio"):
-        facts = {
-            part.split("=", 1)[0].strip(): part.split("=", 1)[1].strip()
-            for part in description.split("|")[1:]
-            if "=" in part
-        }
-        if "MPP" in facts:
-            claims.append(claim("aperio.MPP", facts["MPP"]))
-        objective = facts.get("AppMag")
-    for key in ("x", "y"):
-        ome.setdefault(key, "")
-    if ome["x"]:
-        claims.append(claim("ome.PhysicalSizeX", ome["x"], ome["y"] or ome["x"]))
-    unit = _UNIT_UM.get(tiff.integer(ifd, _UNIT, 2), 0)
-    x, y = tiff.rational(ifd, _X_RESOLUTION), tiff.rational(ifd, _Y_RESOLUTION)
-    if unit and x is not None and x > 0:
-        along_y = y if y is not None and y > 0 else x
-        claims.append(claim("tiff.XResolution", unit / x, unit / along_y))
-    guess = objective_claim("objective power", objective)
-    if guess is not None:
-        claims.append(guess)
-    return claims, objective
-
-
-def _ome_pixels(path: str | Path, description: str) -> dict[str, str]:
-    """Pixel size in µm as text ("x", "y") of the first image; refuses stacks and channels."""
-    if re.search(r"<!(DOCTYPE|ENTITY)", description):
-        raise SlideOpenError(path, "OME-XML with entities is not read")
-    try:
-        root = ET.fromstring(description.strip())
-    except ET.ParseError as error:
-        raise SlideOpenError(path, f"damaged OME-XML ({error})") from error
-    pixels = next((node for node in root.iter() if node.tag.rpartition("}")[2] == "Pixels"), None)
-    if pixels is None:
-        return {}
-    get = pixels.attrib.get
-    channels = [n for n in pixels if n.tag.rpartition("}")[2] == "Channel"]
-    samples = sum(int(_digits(node.attrib.get("SamplesPerPixel", "1"))) for node in channels)
-    planes = {key: int(_digits(get(f"Size{key}", "1"))) for key in ("Z", "T", "C")}
-    for key, word in (("Z", "focal planes"), ("T", "time points")):
-        if planes[key] > 1:
-            raise SlideOpenError(
-                path, f"a stack of {planes[key]} {word}", "Export one plane as 8-bit RGB."
-            )
-    if len(channels) > 1 and samples == len(channels) and planes["C"] > 3:
-        raise SlideOpenError(
-            path,
-            f"{planes['C']} channels: multichannel fluorescence is not brightfield",
-            "Export a brightfield image as 8-bit RGB.",
-        )
-    size = {}
-    for axis in ("X", "Y"):
-        said = get(f"PhysicalSize{axis}")
-        factor = _OME_UM.get(get(f"PhysicalSize{axis}Unit", "µm"))
-        if said and factor:
-            try:
-                value = float(said.replace(",", ".")) * factor
-            except ValueError:
-                continue
-            size[axis.lower()] = repr(round(value, 12))
-    return size
-
-
-def _digits(text: str) -> str:
-    return text if text.isdigit() and len(text) < 10 else "1"
