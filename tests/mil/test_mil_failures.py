@@ -159,3 +159,21 @@ def test_one_encoder_with_two_sets_of_weights_is_a_mixture(cohort):
             h5.attrs["identity_json"] = json.dumps({"encoder": {"weights_sha256": f"{i:064}"}})
     with pytest.raises(ConfigError, match="weights is"):
         _train(cohort)
+
+
+def test_a_slide_without_mpp_is_drawn_at_that_of_its_features(cohort):
+    import tifffile
+
+    from wsipipe.cli import main
+
+    _train(cohort)
+    (cohort / "slides").mkdir()
+    pixels = np.full((448, 5376, 3), 200, np.uint8)
+    tifffile.imwrite(cohort / "slides" / "s00.tif", pixels, tile=(256, 256), photometric="rgb")
+    words = ["heatmap", "--model", cohort / "out", "--features", cohort / "features"]
+    words += ["--out", cohort / "maps", "--slides", cohort / "slides", "--slide-id", "s00"]
+    with pytest.raises(SystemExit) as stop:
+        main([str(w) for w in words])
+    assert not stop.value.code
+    made = sorted(p.name for p in (cohort / "maps").iterdir())
+    assert made == ["s00-tiles.png", "s00.geojson", "s00.png", "s00.tif"]
