@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from wsipipe.errors import ConfigError, SlideError, WsipipeError
-
-if TYPE_CHECKING:
-    from wsipipe.mil.bags import BagFile
-    from wsipipe.slide import Slide
+from wsipipe.errors import ConfigError, WsipipeError
 
 
 def command(
@@ -60,11 +56,8 @@ def command(
     """
     from wsipipe.cli._options import quiet_threads
 
-    sizes = [mpp] if tile_size is None else [mpp, tile_size]
-    if not all(0 < v < float("inf") for v in sizes):
-        raise ConfigError("--mpp and --tile-size are positive numbers.")
-    if not 0 <= alpha <= 1 or max_px < 16 or tiles < 0:
-        raise ConfigError("--alpha is within 0 and 1; --mpp, --max-px and --tiles are positive.")
+    if tile_size is not None and not 0 < tile_size < float("inf"):
+        raise ConfigError(f"--tile-size {tile_size}: it is a positive number.")
     quiet_threads()
     import importlib.util
     import json
@@ -76,6 +69,9 @@ def command(
 
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("mil", "wsipipe heatmap", ["matplotlib"])
+    from wsipipe.report.heatmap_files import HeatmapLook, write_heatmap
+
+    look = HeatmapLook(kind, scale, mpp, max_px, colormap, alpha, tiles, tiff, target)
     ensemble = load_ensemble(model)
     files = find_bags(features, key=feature_key)
     if slide_id:
@@ -92,10 +88,12 @@ def command(
     failed = False
     for name, file in files.items():
         try:
+            path, slide_mpp = paths.get(name, (None, None))
             made.append(
-                _one(
-                    ensemble, name, file, paths.get(name), out, kind, scale, mpp, max_px, colormap,
-                    alpha, tiles, tiff, target, coords_unit, tile_size,
+                write_heatmap(
+                    ensemble, file, out, look, slide_path=path, slide_mpp=slide_mpp,
+                    unit=coords_unit, tile_size=tile_size,
+                    say=lambda text: typer.echo(text, err=True),
                 )
             )  # fmt: skip
         except EmptyBagError as error:
@@ -118,106 +116,3 @@ def _slide_paths(slides: Path | None) -> dict[str, tuple[str, float | None]]:
     from wsipipe.slide.discover import find_slides
 
     return {e.slide_id: (e.path, e.mpp) for e in find_slides([str(slides)])}
-
-
-def _one(
-    ensemble: Any,
-    name: str,
-    file: BagFile,
-    path: tuple[str, float | None] | None,
-    out: Path,
-    kind: str,
-    scale: str,
-    mpp: float,
-    max_px: int,
-    colormap: str,
-    alpha: float,
-    n_tiles: int,
-    tiff: bool,
-    target: int,
-    unit: str | None,
-    tile_size: float | None,
-) -> dict[str, Any]:
-    from wsipipe.mil.maps import explain, place_tiles
-    from wsipipe.report.heatmap import (
-        TileMap,
-        draw_heatmap,
-        heatmap_geojson,
-        tile_gallery,
-        write_heatmap_tiff,
-    )
-    from wsipipe.slide import open_slide
-    from wsipipe.store.publish import make_folder, publish_bytes
-
-    found = explain(ensemble, file, what=kind, target=target)
-    slide = None
-    try:
-        if path is not None:
-            # What the features were made at counts, where the slide itself says nothing or wrong.
-            said_mpp = path[1] or file.attrs.get("level0_mpp")
-            slide = open_slide(path[0], mpp=None if said_mpp is None else float(said_mpp))
-    except SlideError as error:
-        typer.echo(f"{name}: drawn without its slide: {error}", err=True)
-    try:
-        place = place_tiles(file, slide, unit=unit, tile_size=tile_size)
-        tiles = TileMap(
-            place.coords, found.values, place.tile_px0, place.size, place.mpp, name, found.what
-        )
-        background = None
-        if slide is not None and place.mpp:
-            background = slide.thumbnail(place.mpp * max(1.0, max(place.size) / max_px)).pixels
-        stem = out / name
-        make_folder(stem.parent)
-        said = ensemble.info["targets"][target]
-        look = {"scale": scale, "colormap": colormap}
-        publish_bytes(
-            stem.with_name(stem.name + ".png"),
-            draw_heatmap(
-                tiles, background=background, max_px=max_px, alpha=alpha,
-                caption=_caption(said, found), **look,
-            ),
-        )  # fmt: skip
-        publish_bytes(stem.with_name(stem.name + ".geojson"), heatmap_geojson(tiles, **look))
-        files = [f"{name}.png", f"{name}.geojson"]
-        if tiff and place.mpp:
-            write_heatmap_tiff(
-                tiles, stem.with_name(stem.name + ".tif"), mpp=mpp, background=background,
-                alpha=alpha, **look,
-            )  # fmt: skip
-            files.append(f"{name}.tif")
-        if slide is not None and n_tiles:
-            pictures, values = _extremes(slide, tiles, n_tiles, file)
-            publish_bytes(stem.with_name(stem.name + "-tiles.png"), tile_gallery(pictures, values))
-            files.append(f"{name}-tiles.png")
-    finally:
-        if slide is not None:
-            slide.close()
-    return {
-        "slide_id": name, "files": files, "what": found.what, "scale": scale,
-        "folds": list(found.folds), "held_out": found.held_out, "tiles": len(found.values),
-        "output": [float(v) for v in found.output],
-    }  # fmt: skip
-
-
-def _caption(said: dict[str, Any], found: Any) -> str:
-    if said["task"] == "classification":
-        best = int(found.output.argmax())
-        text = f"{said['name']}: {said['classes'][best]} (p {found.output[best]:.2f})"
-    else:
-        text = f"{said['name']}: {found.output[0]:.3g}"
-    origin = "held out" if found.held_out else "mean of folds"
-    return f"{text}, {origin}"
-
-
-def _extremes(slide: Slide, tiles: Any, count: int, file: BagFile) -> tuple[list[Any], list[float]]:
-    """Pixels of the highest tiles, then of the lowest."""
-    order = tiles.values.argsort(kind="stable")[::-1]
-    count = min(count, len(order))
-    rows = [*order[:count], *order[-count:]]
-    target = float(file.attrs.get("mpp") or slide.mpp * tiles.tile_px0 / 224)
-    edge = max(1, round(tiles.tile_px0 * slide.mpp / target))
-    pictures = [
-        slide.read(int(tiles.coords[r][0]), int(tiles.coords[r][1]), edge, edge, mpp=target)
-        for r in rows
-    ]
-    return pictures, [float(tiles.values[r]) for r in rows]
