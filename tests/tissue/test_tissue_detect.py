@@ -100,6 +100,24 @@ def test_bleeding_within_tissue_is_not_taken_for_red_pen(slide_of: SlideOf) -> N
     assert found.pen_mm2 == 0
 
 
+def test_red_pen_around_red_tissue_leaves_the_tissue(slide_of: SlideOf) -> None:
+    """Strong eosin is nearly as red as the ink, and grey frames say nothing of tissue."""
+    shape = (600, 600)
+    inside = disk(shape, 300, 300, 180)
+    ring = disk(shape, 300, 300, 210) & ~inside
+    rgb = glass(shape)
+    rgb[:30] = rgb[-30:] = 60
+    eosin = np.random.default_rng(0).normal((222, 140, 169), 4, (*shape, 3))
+    rgb[inside] = np.clip(eosin, 0, 255).astype(np.uint8)[inside]
+    rgb[ring] = (200, 28, 48)
+    found = detect_tissue(slide_of(rgb))
+    assert found.pen is not None
+    assert (found.pen & ring).sum() >= 0.95 * ring.sum()
+    assert (found.mask & disk(shape, 300, 300, 165)).sum() >= 0.98 * disk(
+        shape, 300, 300, 165
+    ).sum()
+
+
 @pytest.mark.parametrize("ink", INKS)
 def test_a_slide_of_pure_pen_is_empty(slide_of: SlideOf, ink: str) -> None:
     rgb = glass((200, 300))

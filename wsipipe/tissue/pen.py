@@ -35,9 +35,13 @@ _STAINED_TOTAL = 150
 # Shares of the three channels in haematoxylin and eosin at thumbnail resolution (median over six
 # real sections).
 _TISSUE_HUE = np.array([0.2, 0.5, 0.3], dtype=np.float32)
-_SAME_HUE = 0.06
-# Paler ink lies within this distance of certain ink; nothing there counts as typical tissue.
-_REACH_UM = 800.0
+# Strong eosin is as near as 0.06 to red ink.
+_SAME_HUE = 0.04
+# Paler ink lies within this distance of certain ink, and most of it within the smaller one:
+# nothing there counts as typical tissue, nor does what has hardly a hue (frames, shadows).
+_REACH_UM = 1600.0
+_FRINGE_UM = 400.0
+_MOST_TOTAL_PER_SPREAD = 8
 # A stroke that may be blood has at least this share of its outline on glass.
 _MIN_OPEN_SHARE = 0.1
 
@@ -45,6 +49,7 @@ _MIN_OPEN_SHARE = 0.1
 def find_pen(density: Density, scale: Scale, settings: ClassicalSettings) -> BoolArray:
     """Mark pen ink, (h, w) bool."""
     stained = density.total > _STAINED_TOTAL
+    coloured = stained & (density.spread > density.total // _MOST_TOTAL_PER_SPREAD)
     found = np.zeros(stained.shape, dtype=bool)
     for look_for in (cold_ink, red_ink, black_ink):
         ink = look_for(density)
@@ -54,8 +59,9 @@ def find_pen(density: Density, scale: Scale, settings: ClassicalSettings) -> Boo
         seeds = drop_specks(seeds, scale, settings.min_pen_mm2)
         if not seeds.any():
             continue
-        around = within(seeds, scale, _REACH_UM)
-        likely = _nearer_to_ink(density, seeds, ink.likely & around, stained & ~around)
+        likely = ink.likely & within(seeds, scale, _REACH_UM)
+        typical = coloured & ~within(seeds, scale, _FRINGE_UM)
+        likely = _nearer_to_ink(density, seeds, likely, typical)
         # Strokes are streaky: the closing joins their streaks.
         grown = close(likely | seeds, scale, settings.pen_halo_um)
         grown = keep_parts_touching(grown, seeds)

@@ -13,7 +13,7 @@ from wsipipe.errors import ConfigError
 __all__ = ["CLASSICAL", "VERSIONS", "ClassicalSettings", "classical_settings", "parse_method"]
 
 # method -> version of its algorithm.
-VERSIONS = {"auto": 1, "otsu": 1, "hsv": 1, "entropy": 1, "none": 1, "geojson": 1, "neural": 1}
+VERSIONS = {"auto": 2, "otsu": 2, "hsv": 2, "entropy": 2, "none": 1, "geojson": 1, "neural": 1}
 CLASSICAL = ("auto", "otsu", "hsv", "entropy")
 
 
