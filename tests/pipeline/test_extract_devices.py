@@ -79,6 +79,8 @@ def test_two_devices_equal_one_and_a_killed_worker_is_replaced(
     killer.join()
     assert result.done == tuple(f"s{n}" for n in range(6))
     assert result.failed == ("text",)
+    told = [slide_id for slide_id, _ in watch.over]
+    assert sorted(told) == sorted(set(told)), "a slide is counted once, also by a new worker"
     assert any("started again" in line for line in watch.said)
     run_extract(ExtractSettings.of(**given, out=tmp_path / "one"), many)
     for number in range(6):

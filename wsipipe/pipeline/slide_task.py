@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,7 +14,8 @@ from wsipipe.config import ExtractSettings
 from wsipipe.embed.tiles import plan_jobs
 from wsipipe.embed.trace import NO_TRACE, Trace
 from wsipipe.embed.work import View
-from wsipipe.errors import ReadError, TissueError
+from wsipipe.errors import ReadError
+from wsipipe.pipeline.outputs import feature_meta, publish_outline, publish_picture
 from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.privacy import mask_id
 from wsipipe.pipeline.quality_rows import QualityRows
@@ -28,23 +28,19 @@ from wsipipe.pipeline.targets import (
     wanted_identity,
     wants_quality,
 )
-from wsipipe.report.thumbnail import draw_thumbnail, thumbnail_jpeg
 from wsipipe.slide import Slide, open_slide
 from wsipipe.slide.staging import Stage
 from wsipipe.store import (
     FeatureFile,
-    FeatureMeta,
     Records,
     SlideRecord,
     SlideResult,
     file_stamp,
     identity_hash,
-    publish_bytes,
     write_features,
 )
 from wsipipe.tiling import TileGrid, make_grid, plan_together
-from wsipipe.tissue import TissueMask, detect_tissue, write_tissue_geojson
-from wsipipe.tissue.geojson import recorded
+from wsipipe.tissue import TissueMask, detect_tissue
 from wsipipe.tissue.quality import slide_quality
 from wsipipe.tissue.roi import read_roi
 from wsipipe.types import Rows, TileArray
@@ -55,8 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["RunContext", "SlideTask"]
 
 _JOB_BYTES = 16 << 20  # pixels in one read job
-_PICTURE_PX = 1600  # longest edge of a thumbnail
-_PICTURE_MPP = 8.0  # its resolution where that gives at least half of those pixels
 PARTIAL_FOLDER = ".partial"
 _T = TypeVar("_T")
 
@@ -126,24 +120,11 @@ class SlideTask:
         views = self._step("grid", lambda: self._lay_grids(slide, tissue))
         grid = views[0].grid
         self.tiles = sum(len(view.grid) for view in views)
-        self._step("thumbnail", lambda: self._draw(slide, tissue, grid))
-        return views
-
-    def _draw(self, slide: Slide, tissue: TissueMask, grid: TileGrid) -> None:
-        """Publish the picture, from pixels no finer than needed: a finer level costs more than
-        all of tissue detection."""
-        extent_um = max(s * float(m) for s, m in zip(slide.dimensions, slide.mpp_xy, strict=True))
-        mpp = max(extent_um / _PICTURE_PX, min(_PICTURE_MPP, 2 * extent_um / _PICTURE_PX))
-        try:
-            pixels = slide.thumbnail(mpp).pixels
-        except ReadError:
-            # Whether so much damage is accepted is for the tiles to say, not for the picture.
-            return
-        picture = draw_thumbnail(
-            slide, tissue, grid, self.slide_id, max_px=_PICTURE_PX, pixels=pixels
+        self._step(
+            "thumbnail",
+            lambda: publish_picture(self.run.settings.out, self.slide_id, slide, tissue, grid),
         )
-        path = self.run.settings.out / "thumbnails" / f"{self.slide_id}.jpg"
-        publish_bytes(path, thumbnail_jpeg(picture))
+        return views
 
     def _open(self) -> Slide:
         settings, path = self.run.settings, self.path
@@ -167,28 +148,10 @@ class SlideTask:
     def _find_tissue(self, slide: Slide) -> TissueMask:
         method = self.run.settings.tissue
         tissue = detect_tissue(slide, method, slide_id=mask_id(method, self.plan.entry))
-        self._publish_outline(slide, tissue)
+        publish_outline(self.run.settings, self.slide_id, self.path, slide, tissue)
         assert self.record is not None
         self.record.tissue_mm2 = tissue.area_mm2
         return tissue
-
-    def _publish_outline(self, slide: Slide, tissue: TissueMask) -> None:
-        """Publish the mask, but never over somebody's own work."""
-        settings = self.run.settings
-        path = settings.out / "tissue" / f"{self.slide_id}.geojson"
-        given = Path(settings.tissue)
-        if given.is_dir() and path.parent.is_dir() and given.samefile(path.parent):
-            return
-        if path.exists() and recorded(path) is None and not settings.recompute:
-            raise TissueError(
-                self.path,
-                f"{path} was edited, or made by another tool.",
-                f"Use it with --tissue {path.parent}, or replace it with --recompute.",
-            )
-        document = write_tissue_geojson(
-            tissue, slide_id=self.slide_id, fingerprint=slide.fingerprint()
-        )
-        publish_bytes(path, document)
 
     def _lay_grids(self, slide: Slide, tissue: TissueMask) -> list[View]:
         """One view for each tile size and mpp; encoders that share both share the pixels."""
@@ -307,7 +270,13 @@ class SlideTask:
             kept = self._kept(view)
             if kept is not None and view is self._views[0][0]:
                 assert self._tissue is not None
-                self._draw(self._slide, self._tissue, view.grid.pick(kept))
+                publish_picture(
+                    self.run.settings.out,
+                    self.slide_id,
+                    self._slide,
+                    self._tissue,
+                    view.grid.pick(kept),
+                )
             for sink in sinks:
                 self._publish(self._slide, view, kept, sink)
             if (quality := self._quality.get(view)) is not None:
@@ -334,7 +303,9 @@ class SlideTask:
             coords=grid.coords,
             tissue_fraction=grid.tissue_fraction,
             tile_status=status,
-            meta=self._meta(slide, grid, sink, encoder.precision, means),
+            meta=feature_meta(
+                self.slide_id, slide, grid, sink, encoder, self.run.batch_size(), means
+            ),
             quality=quality,
         )
         write_features(sink.final, file)
@@ -353,45 +324,6 @@ class SlideTask:
                 reason="" if len(grid) else empty,
                 quality=means,
             )
-        )
-
-    def _meta(
-        self,
-        slide: Slide,
-        grid: TileGrid,
-        sink: RowSink,
-        precision: str,
-        quality: Mapping[str, float],
-    ) -> FeatureMeta:
-        card, identity = sink.target.card, sink.target.identity
-        scale = grid.read.scale
-        return FeatureMeta(
-            slide_id=self.slide_id,
-            slide_fingerprint=slide.fingerprint(),
-            encoder=card.name,
-            encoder_revision=str(identity.get("revision") or ""),
-            pooling=card.pooling,
-            mpp=grid.mpp,
-            mpp_effective=grid.mpp_effective,
-            level0_mpp=slide.mpp,
-            mpp_source=slide.mpp_source,
-            tile_px=grid.tile_px,
-            tile_px0=grid.tile_px * float(scale[0] + scale[1]) / 2,
-            stride_px=grid.read.stride_px,
-            overlap=grid.overlap,
-            level0_width=slide.dimensions[0],
-            level0_height=slide.dimensions[1],
-            precision=precision,
-            identity=sink.identity,
-            extra={
-                "encoder_licence": card.licence,
-                "reader": slide.reader,
-                "read_mode": grid.read.mode,
-                "read_level": grid.read.level,
-                "batch_size": self.run.batch_size(),
-                **self.run.encoders[self.run.targets.index(sink.target)].facts(),
-                **{f"quality_{name}": value for name, value in quality.items()},
-            },
         )
 
     def abandon(self, *, keep: bool) -> None:

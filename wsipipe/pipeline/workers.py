@@ -126,6 +126,7 @@ class Crew:
         self._tiles = 0
         self._workers: list[_Worker] = []
         self._traces: list[Path] = []
+        self._told: set[str] = set()
 
     def run(self) -> None:
         """Start the workers and wait for them.
@@ -187,7 +188,10 @@ class Crew:
                 worker.snapshot = value
                 self._reporter.tick(self._together())
             else:
-                self._reporter.slide_over(*value)
+                # A replaced worker tells anew of slides that fail at once.
+                if value[0] not in self._told:
+                    self._told.add(value[0])
+                    self._reporter.slide_over(*value)
                 if self._settings.strict and value[1] == "failed":
                     self._stop_all()
 
