@@ -7,53 +7,31 @@ models that hold no test label; the models are saved; only then are the test fol
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from wsipipe.errors import ConfigError, CorruptFileError, MissingExtraError
+from wsipipe.errors import ConfigError, MissingExtraError
 from wsipipe.mil.bags import find_bags
-from wsipipe.mil.bank import FeatureBank, check_settings, file_digest
+from wsipipe.mil.bank import FeatureBank, check_settings
 from wsipipe.mil.cohort import Cohort, join_cohort, read_table
+from wsipipe.mil.fitting import pick_device
 from wsipipe.mil.fold_training import FoldTrainer
 from wsipipe.mil.leaks import find_duplicates, refuse_duplicates, scan_label_columns
+from wsipipe.mil.plan import Plan, claim_folder, run_identity
 from wsipipe.mil.registry import create_aggregator
 from wsipipe.mil.results import write_results
 from wsipipe.mil.settings import TrainSettings
-from wsipipe.mil.split_files import read_splits, splits_csv
-from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws, splits_digest
+from wsipipe.mil.split_files import read_splits
+from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws
 from wsipipe.mil.targets import make_targets
 
 __all__ = ["Plan", "TrainResult", "train"]
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is known before training starts.
-
-    Attributes:
-        features: What the feature files agree in.
-        notes: What the user should know.
-        identity: sha256 of everything that changes the models.
-    """
-
-    cohort: Cohort
-    folds: tuple[Fold, ...]
-    settings: TrainSettings
-    features: dict[str, Any]
-    notes: tuple[str, ...]
-    identity: str
-    keep_sites_apart: bool
-    slides_together: bool
 
 
 @dataclass(frozen=True)
@@ -147,7 +125,7 @@ def train(
         targets[0],
         cohort.patient_sites() if site_preserved else None,
     )
-    place = _device(device)
+    place = pick_device(device)
     _try_models(chosen, int(common["dim"]), sum(t.width for t in targets))
     out = Path(out)
     bank = FeatureBank(cohort.files, device=place, cache=out / "cache")
@@ -158,13 +136,13 @@ def train(
         chosen,
         common,
         tuple(notes),
-        _identity(cohort, laid, chosen, common, slides_together),
+        run_identity(cohort, laid, chosen, common, slides_together),
         site_preserved,
         slides_together,
     )
     for note in notes:
         say(note)
-    _claim(out, plan, recompute)
+    claim_folder(out, plan, recompute)
     trainer = FoldTrainer(plan, bank, out, place, say)
     trained, failed = trainer.run()
     permuted = trainer.permuted() if permutation_run else None
@@ -194,18 +172,6 @@ def _need_packages() -> None:
     lacking = [p for m, p in wanted.items() if importlib.util.find_spec(m) is None]
     if lacking:
         raise MissingExtraError("mil", "wsipipe train", lacking)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name}: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: no GPU is usable here.", "Use --device cpu.")
-    return device
 
 
 def _lay_folds(
@@ -274,80 +240,3 @@ def _audit(cohort: Cohort, bank: FeatureBank, folds: Sequence[Fold]) -> None:
                 f"({leaks[0].agreement:.1%} of bags): the label has leaked into the features.",
                 "Remove the column(s); any figure from these files would be worthless.",
             )
-
-
-def _identity(
-    cohort: Cohort,
-    folds: Sequence[Fold],
-    settings: TrainSettings,
-    common: dict[str, Any],
-    slides_together: bool,
-) -> str:
-    labels = sorted(
-        (s, p, np.nan_to_num(y, nan=-1e9).tolist())
-        for s, p, y in zip(cohort.slide_ids, cohort.patients, cohort.y, strict=True)
-    )
-    # Our files carry their identity; of others the bytes of the features speak for themselves.
-    content = {
-        s: [f.attrs.get("identity") or file_digest(f), f.rows, f.dim]
-        for s, f in sorted(cohort.files.items())
-    }
-    said = {
-        "algorithm": 2,
-        "labels": labels,
-        "features": content,
-        "common": common,
-        "targets": [t.describe() for t in cohort.targets],
-        "splits": splits_digest(folds),
-        "settings": settings.describe(),
-        "slides_together": slides_together,
-    }
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _claim(out: Path, plan: Plan, recompute: bool) -> None:
-    """Make the folder this run's own: the same run goes on, another is refused."""
-    from wsipipe.store.publish import make_folder, publish_text
-
-    if out.is_file():
-        raise ConfigError(f"--out {out} is a file, not a folder.")
-    make_folder(out)
-    record = out / "run.json"
-    said = {
-        "identity": plan.identity,
-        "settings": plan.settings.describe(),
-        "splits_sha256": splits_digest(plan.folds),
-        "targets": [t.describe() for t in plan.cohort.targets],
-        "features": plan.features,
-        "slides": len(plan.cohort.slide_ids),
-    }
-    if record.is_file() and not recompute:
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CorruptFileError(record, f"is damaged ({error}).", "Use --recompute.") from error
-        if before.get("identity") != plan.identity:
-            differing = [k for k in said if before.get(k) != said[k] and k != "identity"]
-            inner = [
-                f"settings.{k}"
-                for k, v in said["settings"].items()  # type: ignore[attr-defined]
-                if before.get("settings", {}).get(k) != v
-            ]
-            named = [d for d in differing if d != "settings"] + inner or ["labels or features"]
-            raise ConfigError(
-                f"{out} holds a run of other {', '.join(named)}.",
-                "Use another --out, or --recompute to replace it.",
-            )
-    if recompute and record.is_file():
-        _remove_models(out)
-    publish_text(record, json.dumps(said, indent=1, sort_keys=True, default=str) + "\n")
-    slides_of: dict[str, list[str]] = defaultdict(list)
-    for slide, patient in zip(plan.cohort.slide_ids, plan.cohort.patients, strict=True):
-        slides_of[patient].append(slide)
-    publish_text(out / "splits.csv", splits_csv(plan.folds, slides_of))
-
-
-def _remove_models(out: Path) -> None:
-    """Only files that a run makes, by name."""
-    for path in [*out.glob("models/fold-*/model.*"), *out.glob("cache/progress-*.pt")]:
-        path.unlink()

@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.losses import total_loss
 from wsipipe.mil.packing import pack
 from wsipipe.mil.runs import BagSet, Run
 
-__all__ = ["fit_runs", "predict_logits", "resolve_precision"]
+__all__ = ["fit_runs", "pick_device", "predict_logits", "resolve_precision"]
 
 _GAIN = 1e-3
 
@@ -45,6 +46,23 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": a GPU where there is one.
+
+    Raises:
+        ConfigError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no GPU is usable here.", "Use --device cpu.")
+    return device
 
 
 def resolve_precision(asked: str, device: torch.device, mean_tiles: float) -> str:

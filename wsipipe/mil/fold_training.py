@@ -28,7 +28,7 @@ from wsipipe.mil.splits import Fold, inner_splits, splits_digest, strata
 from wsipipe.mil.standardise import standardised
 
 if TYPE_CHECKING:
-    from wsipipe.mil.crossval import Plan
+    from wsipipe.mil.plan import Plan
 
 __all__ = ["FoldTrainer"]
 

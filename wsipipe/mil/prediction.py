@@ -18,6 +18,7 @@ from wsipipe.mil.bank import FeatureBank, all_finite
 from wsipipe.mil.cohort import join_cohort, read_table
 from wsipipe.mil.ensemble import Ensemble, load_ensemble
 from wsipipe.mil.evaluation import OutOfFold, evaluate
+from wsipipe.mil.fitting import pick_device
 from wsipipe.mil.targets import Target
 
 __all__ = ["PredictResult", "load_ensemble", "predict"]
@@ -63,7 +64,6 @@ def predict(
     Raises:
         ConfigError: Features of another kind, or an outside cohort that is not outside.
     """
-    from wsipipe.mil.crossval import _device
     from wsipipe.store.publish import publish_text
 
     say = say or (lambda _text: None)
@@ -76,7 +76,7 @@ def predict(
         _refuse_overlap(ensemble, labels, seen)
     elif seen:
         say(f"{len(seen)} slide(s) of the training cohort: left to the folds that held them out.")
-    place = _device(device)
+    place = pick_device(device)
     for fold in ensemble.folds:
         fold.to(place)
     bank = FeatureBank(files, device="cpu", budget_bytes=0)

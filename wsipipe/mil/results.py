@@ -21,7 +21,7 @@ from wsipipe.mil.splits import splits_digest
 from wsipipe.mil.targets import Target
 
 if TYPE_CHECKING:
-    from wsipipe.mil.crossval import Plan
+    from wsipipe.mil.plan import Plan
 
 __all__ = ["write_results"]
 

@@ -22,10 +22,10 @@ from wsipipe.report.mil_charts import (
 )
 
 if TYPE_CHECKING:
-    from wsipipe.mil.crossval import Plan
     from wsipipe.mil.ensemble import FoldModel
     from wsipipe.mil.evaluation import OutOfFold
     from wsipipe.mil.fold_training import FoldTrainer
+    from wsipipe.mil.plan import Plan
     from wsipipe.mil.targets import Target
 
 __all__ = ["write_mil_page"]
