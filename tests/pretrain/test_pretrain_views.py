@@ -15,6 +15,7 @@ from wsipipe.pretrain.stain import STAIN_STATISTICS, hed_jitter, randstainna
 from wsipipe.pretrain.views import (
     ViewMaker,
     _coloured,
+    _sample,
     crop_boxes,
     gaussian_blur,
     patch_shuffle,
@@ -210,3 +211,12 @@ def test_crops_of_large_tiles_are_antialiased() -> None:
     inner = view[..., 2:-2, 2:-2]
     torch.testing.assert_close(inner, torch.full_like(inner, 0.5), atol=0.02, rtol=0)
     assert F.mse_loss(inner, torch.full_like(inner, 0.5)) < 1e-3
+
+
+def test_crops_that_are_not_turned_askew_never_reach_beyond_the_tile() -> None:
+    spec = Views.model_validate({"global": {"px": 32, "area": (0.2, 1.0)}, "rot90": True})
+    draws = generator()
+    theta = ViewMaker(spec)._geometry(64, spec.global_, draws)
+    images = torch.rand(64, 3, 48, 48, generator=draws)
+    inside, mirrored = (_sample(images, theta, 32, turned) for turned in (False, True))
+    torch.testing.assert_close(inside, mirrored, atol=1e-4, rtol=0)

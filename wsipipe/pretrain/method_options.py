@@ -154,8 +154,6 @@ class MultiTaskOptions(Frozen):
     """Supervised training on several tasks at once (TissueConcepts)."""
 
     dropout: Share = 0.2
-    decoder_dim: int = 128
-    focal_gamma: float = 2.0
 
 
 class FixMatchOptions(Frozen):

@@ -57,7 +57,7 @@ def normalise(images: Tensor, spec: Views) -> Tensor:
         return images
     mean = torch.tensor(spec.mean, device=images.device, dtype=images.dtype)[None, :, None, None]
     std = torch.tensor(spec.std, device=images.device, dtype=images.dtype)[None, :, None, None]
-    return (images - mean).div_(std)
+    return (images - mean).mul_(1 / std)
 
 
 def crop_boxes(n: int, crop: Crop, generator: torch.Generator) -> Tensor:
@@ -141,7 +141,7 @@ class ViewMaker:
     ) -> Tensor:
         spec = self.spec
         theta = self._geometry(n, crop, generator)[rows].to(images)
-        view = _sample(_shrink(images, crop), theta, crop.px)
+        view = _sample(_shrink(images, crop), theta, crop.px, spec.rotate > 0)
         if spec.weak_first and kind == 0:
             return normalise(view, spec)
         view = self._stained(view, n, rows, generator)
@@ -229,13 +229,15 @@ def _shrink(images: Tensor, crop: Crop) -> Tensor:
     return resize(images, round(images.shape[-1] / factor))
 
 
-def _sample(images: Tensor, theta: Tensor, px: int) -> Tensor:
+def _sample(images: Tensor, theta: Tensor, px: int, turned: bool) -> Tensor:
     # As F.affine_grid, whose matrix product takes three times as long as these sums.
     at = (2 * torch.arange(px, device=images.device, dtype=images.dtype) + 1) / px - 1
     x, y = at[None, None, :, None], at[None, :, None, None]
     m = theta[:, None, None]
-    grid = m[..., 0] * x + m[..., 1] * y + m[..., 2]
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    grid = m[..., 0] * x + (m[..., 1] * y + m[..., 2])
+    # Only turned crops reach beyond the tile; within it both ways give the same.
+    padding = "reflection" if turned else "border"
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def _colour_draws(n: int, spec: Views, generator: torch.Generator) -> Tensor:
