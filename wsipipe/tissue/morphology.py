@@ -17,6 +17,7 @@ __all__ = [
     "fill_holes",
     "keep_parts_touching",
     "opening",
+    "share_around",
     "within",
 ]
 
@@ -76,6 +77,15 @@ def within(mask: BoolArray, scale: Scale, distance_um: float) -> BoolArray:
     steps = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     result: BoolArray = steps <= distance_um / min(scale.x_um, scale.y_um)
     return result
+
+
+def share_around(mask: BoolArray, scale: Scale, radius_um: float) -> NDArray[np.float32]:
+    """(h, w) float32, the share of the rectangle within the radius that is in the mask."""
+    import cv2
+
+    size = (2 * round(radius_um / scale.x_um) + 1, 2 * round(radius_um / scale.y_um) + 1)
+    share: NDArray[np.float32] = cv2.blur(mask.astype(np.float32), size)
+    return share
 
 
 def drop_specks(mask: BoolArray, scale: Scale, min_mm2: float) -> BoolArray:

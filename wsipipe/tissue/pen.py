@@ -23,6 +23,7 @@ from wsipipe.tissue.morphology import (
     keep_open_parts,
     keep_parts_touching,
     opening,
+    share_around,
     within,
 )
 from wsipipe.tissue.settings import ClassicalSettings
@@ -42,6 +43,8 @@ _SAME_HUE = 0.04
 _REACH_UM = 1600.0
 _FRINGE_UM = 400.0
 _MOST_TOTAL_PER_SPREAD = 8
+# Noise makes up to a tenth of the pixels of strong eosin look like red ink.
+_MIN_LIKELY_SHARE = 0.1
 # A stroke that may be blood has at least this share of its outline on glass.
 _MIN_OPEN_SHARE = 0.1
 
@@ -62,8 +65,10 @@ def find_pen(density: Density, scale: Scale, settings: ClassicalSettings) -> Boo
         likely = ink.likely & within(seeds, scale, _REACH_UM)
         typical = coloured & ~within(seeds, scale, _FRINGE_UM)
         likely = _nearer_to_ink(density, seeds, likely, typical)
-        # Strokes are streaky: the closing joins their streaks.
+        # Strokes are streaky: the closing joins their streaks. It joins single pixels of tissue
+        # that look like ink, too, but those are few among others.
         grown = close(likely | seeds, scale, settings.pen_halo_um)
+        grown &= seeds | (share_around(likely, scale, settings.pen_halo_um) > _MIN_LIKELY_SHARE)
         grown = keep_parts_touching(grown, seeds)
         grown = dilate(grown, scale, settings.pen_halo_um)
         if ink.only_open:
