@@ -190,6 +190,27 @@ def test_stop_ends_with_75_and_the_same_command_goes_on(
     run(*command("verify", "/out", mounts=mounts), env=engine)
 
 
+def test_a_pipeline_goes_from_slides_to_the_report_without_network(
+    engine: dict[str, str], image: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    mounts = (f"{out}:/out", f"{ROOT / 'pipelines'}:/pipelines:ro")
+    run(*command("synth", "/out/slides", "-n", "12", "--size", "1536", mounts=mounts), env=engine)
+    settings = ("slides=/out/slides", "labels=/out/slides/labels.csv", "out=/out/run", "folds=2")
+    line = [word for setting in settings for word in ("--set", setting)]
+    recipe = command("run", "/pipelines/subtyping.yaml", *line, mounts=mounts)
+    run(*recipe, env=engine)
+    assert statuses(out / "run") == ["done"] * 12
+    metrics = json.loads((out / "run" / "train" / "metrics.json").read_text())["metrics"]
+    assert 0 <= metrics["auroc"]["pooled"] <= 1
+    assert list((out / "run" / "heatmaps").rglob("*.png"))
+    assert "<html" in (out / "run" / "report.html").read_text()
+    again = run(*recipe, env=engine)
+    assert again.stderr.count("done already") == 4
+
+
 def test_the_contents_are_listed(engine: dict[str, str], image: str, tmp_path: Path) -> None:
     """The image's packages, as `make sbom` lists them, are those of the lock."""
     listing = run(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import wsipipe as wp
+from wsipipe.pipeline.stages import StageSettings, TissueStage, run_stage
 from wsipipe.store.names import TextFilter
 
 Make = Callable[..., Any]
@@ -105,6 +106,11 @@ def test_the_same_key_resumes_and_no_other_does(
     with pytest.raises(wp.ConfigError, match="--pseudonymize"):
         wp.extract(slides, encoder=encoder, out=out)
     assert {f: f.stat().st_mtime_ns for f in (out / "features").rglob("*.h5")} == files
+    # No other command writes names among the pseudonyms.
+    stage = TissueStage(StageSettings(out=out))
+    with pytest.raises(wp.ConfigError, match="under pseudonyms"):
+        run_stage(stage, [str(slides)])
+    assert not list(out.rglob("*s0*"))
     named = tmp_path / "named"
     wp.extract(slides, encoder=encoder, out=named)
     with pytest.raises(wp.ConfigError, match="their own names"):

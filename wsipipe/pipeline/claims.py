@@ -64,9 +64,10 @@ class Claims:
         self._suspect = suspect
         self.put_off: list[SlidePlan] = []
         self._held: dict[str, Lease] = {}
+        self._closed = False
 
     def __iter__(self) -> Iterator[SlidePlan]:
-        while self._waiting and not self._drain.requested:
+        while self._waiting and not self._stopped:
             taken = False
             for _ in range(len(self._waiting)):
                 if not self._leave_some():
@@ -96,7 +97,7 @@ class Claims:
     def _leave_some(self) -> bool:
         """Near the end, take the next slide when the one in hand is over, not ahead of time: it
         would wait here while another process stands idle. False if the run is to stop."""
-        while not self._drain.requested:
+        while not self._stopped:
             if not self._held or len(self._waiting) >= _MANY:
                 return True
             others = self._leases.others()
@@ -106,6 +107,14 @@ class Claims:
             time.sleep(_STEP_S)
         return False
 
+    @property
+    def _stopped(self) -> bool:
+        return self._closed or bool(self._drain.requested)
+
+    def close(self) -> None:
+        """Take no more: the run has ended, perhaps with an error."""
+        self._closed = True
+
     def release(self, slide_id: str) -> None:
         """The slide is over, one way or the other."""
         lease = self._held.pop(slide_id, None)
@@ -114,7 +123,7 @@ class Claims:
 
     def _pause(self) -> None:
         until = time.monotonic() + _POLL_S
-        while time.monotonic() < until and not self._drain.requested:
+        while time.monotonic() < until and not self._stopped:
             time.sleep(_STEP_S)
 
 

@@ -93,6 +93,8 @@ class RunState:
         finally:
             self._log_end()
             self._events.close()
+            if self._claims is not None:
+                self._claims.close()
             if self._leases is not None:
                 self._leases.close()
             if self._stage is not None:

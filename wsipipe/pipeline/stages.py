@@ -27,6 +27,7 @@ from wsipipe.errors import (
 )
 from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.store import identity_differences, publish_bytes, remove_stale_temporaries
+from wsipipe.store.pseudonyms import check_pseudonyms
 from wsipipe.tissue import TissueMask, detect_tissue, tissue_settings, write_tissue_geojson
 from wsipipe.tissue.geojson import read_tissue_geojson, recorded
 
@@ -228,6 +229,7 @@ def run_stage(
     drain = drain or Drain()
     # A misspelt method is one mistake, not one a slide.
     tissue_settings(stage.settings.tissue)
+    check_pseudonyms(stage.settings.out, None)
     entries = find_slides(list(inputs))
     for entry in entries:
         _check(stage, entry)

@@ -74,7 +74,8 @@ def draw_thumbnail(
         _draw_grid(draw, grid, per_px)
     if tissue is not None:
         _draw_outlines(draw, tissue, per_px, line=max(1, round(max(size) / 600)))
-    return _with_footer(picture, slide_id, um_px)
+    # A name may hold a line break; the footer is one line.
+    return _with_footer(picture, " ".join(slide_id.split()), um_px)
 
 
 def thumbnail_jpeg(picture: PilImage, quality: int = 85) -> bytes:

@@ -23,6 +23,8 @@ from wsipipe.store.publish import publish_text, publishing
 __all__ = ["Pseudonymizer", "check_outside", "check_pseudonyms", "mark_pseudonyms", "write_map"]
 
 MARK = "pseudonyms.json"
+# Folders whose files bear the names of slides.
+_NAMED = ("attempts", "features", "thumbnails", "tiles", "tissue")
 _KEY_BYTES = 32
 _LEAST_BYTES = 16
 
@@ -117,10 +119,10 @@ def check_pseudonyms(out: Path, pseudonyms: Pseudonymizer | None) -> None:
         if stored is not None:
             raise ConfigError(
                 f"{out} holds slides under pseudonyms (key {stored}).",
-                "Give --pseudonymize KEYFILE, or another --out.",
+                "`extract --pseudonymize KEYFILE` goes on there; all else needs another --out.",
             )
     elif stored is None:
-        if (out / "attempts").is_dir() or (out / "features").is_dir():
+        if any((out / name).is_dir() for name in _NAMED):
             raise ConfigError(
                 f"{out} holds slides under their own names.",
                 "Pseudonyms need a new --out: names would stay in the old one.",

@@ -11,6 +11,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.store.check import check_file
 from wsipipe.store.features import FeatureFile, write_features
 from wsipipe.store.layouts._common import Bag, SlideFacts, Wanted, bags_of_run
+from wsipipe.store.pseudonyms import check_pseudonyms
 
 __all__ = ["EXPORTERS", "IMPORTERS", "SlideFacts", "Wanted", "export_run", "import_run"]
 
@@ -67,6 +68,7 @@ def import_run(
     """
     module = import_module(_known(IMPORTERS, source, "--from"))
     read: Callable[[Path, Wanted], Iterator[tuple[str, FeatureFile]]] = module.read
+    check_pseudonyms(Path(out), None)
     features = Path(out) / "features"
     if features.is_dir() and not replace:
         for encoder, file in read(Path(folder), wanted):
