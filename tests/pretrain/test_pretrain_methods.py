@@ -14,9 +14,11 @@ from wsipipe.errors import ConfigError
 from wsipipe.pretrain.methods import At, create_method
 from wsipipe.pretrain.methods.base import ema_update
 from wsipipe.pretrain.methods.distill import block_masks, teacher_temp
+from wsipipe.pretrain.methods.supervised import FixMatch
 from wsipipe.pretrain.recipe import list_recipes
 from wsipipe.pretrain.source import ArrayTiles, Region, open_tiles
 from wsipipe.pretrain.trainer import Trainer
+from wsipipe.pretrain.views import ViewBatch
 
 SMALL = {
     "optim__batch": 6,
@@ -218,3 +220,32 @@ def test_every_tile_comes_once_an_epoch() -> None:
     assert sorted(seen[:24]) == list(range(24))
     assert sorted(seen[24:]) == list(range(24))
     assert list(seen[:24]) != list(seen[24:])
+
+
+def test_fixmatch_learns_from_sure_guesses_alone_and_never_through_them() -> None:
+    def outcome(threshold: float, label: int) -> tuple[FixMatch, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        method = FixMatch(tiny_recipe("fixmatch", loss__threshold=threshold), {"label": 6})
+        generator = torch.Generator().manual_seed(0)
+        views = list(torch.rand(2, 4, 3, 64, 64, generator=generator))
+        batch = ViewBatch(views, labels={"label": torch.full((4,), label)})
+        out = method(batch, At(0, 1, slice(0, 4), 4, generator))
+        out["loss"].backward()
+        return method, out
+
+    _, unsure = outcome(1.0, -1)
+    assert unsure["loss"] == 0
+    assert unsure["pseudo_labelled"] == 0
+    _, known = outcome(0.0, 2)
+    assert known["loss"] == known["supervised"] > 0
+    method, sure = outcome(0.0, -1)
+    assert sure["pseudo_labelled"] == 1
+    # The guesses are targets: only the strong views' answers get a gradient.
+    found = method.head.weight.grad.clone()
+    generator = torch.Generator().manual_seed(0)
+    weak, strong = torch.rand(2, 4, 3, 64, 64, generator=generator)
+    method.zero_grad()
+    with torch.no_grad():
+        guess = method.head(method.student(weak)).argmax(dim=1)
+    torch.nn.functional.cross_entropy(method.head(method.student(strong)), guess).backward()
+    torch.testing.assert_close(found, method.head.weight.grad, rtol=1e-4, atol=1e-6)
