@@ -329,6 +329,7 @@ def _read_safetensors(path: Path, name: str) -> dict[str, Any]:
 
 def _read_torch(path: Path, name: str) -> dict[str, Any]:
     import pickle
+    import warnings
     import zipfile
 
     import torch
@@ -336,9 +337,12 @@ def _read_torch(path: Path, name: str) -> dict[str, Any]:
 
     try:
         # Only archives of torch >= 1.6 can be memory-mapped.
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        with warnings.catch_warnings():
+            # torch warns of foreign pickles, and asks to report them, before it refuses them.
+            warnings.simplefilter("ignore")
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         # torch's own words advise to unpickle; only the name of what it met is of use here.
         met = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))

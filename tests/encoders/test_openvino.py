@@ -92,7 +92,7 @@ def test_features_that_differ_are_refused(tmp_path: Path, monkeypatch) -> None:
 
 def test_what_cannot_be_converted_says_what_to_do(tmp_path: Path) -> None:
     path = make_conv(tmp_path, "torch.linalg.eigvals(self.conv(x)[..., :8, :8]).real.mean(1)")
-    with pytest.raises(wp.EncoderError, match="cannot be converted") as caught:
+    with pytest.raises(wp.ConfigError, match="cannot be converted") as caught:
         create_encoder(path, device="openvino")
     assert "--device cpu" in caught.value.remedy
 

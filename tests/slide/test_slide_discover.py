@@ -111,6 +111,19 @@ def test_the_same_slide_named_twice_is_one(tmp_path):
     assert ids(tmp_path, tmp_path / "a.svs") == ["a"]
 
 
+@pytest.mark.parametrize("first", ["folder", "manifest"])
+def test_what_the_user_says_of_a_slide_holds_wherever_it_is_said(tmp_path, first):
+    (tmp_path / "a.svs").touch()
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,mpp\na.svs,0.9\n")
+    named = [str(tmp_path), str(manifest)]
+    found = find_slides(named if first == "folder" else named[::-1])
+    assert [entry.mpp for entry in found] == [0.9]
+    manifest.write_text("path,mpp\na.svs,0.9\na.svs,0.25\n")
+    with pytest.raises(ConfigError, match=r"mpp 0\.9 and 0\.25"):
+        find_slides([str(manifest)])
+
+
 def test_a_folder_without_slides_and_a_missing_path_stop_the_run(tmp_path):
     touch(tmp_path, "notes.txt")
     with pytest.raises(ConfigError, match="no slides"):

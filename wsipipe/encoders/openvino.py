@@ -66,7 +66,8 @@ class OpenVinoEncoder(Encoder):
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
-        EncoderError: The network cannot be converted, or is not the same afterwards.
+        ConfigError: The network cannot be converted.
+        EncoderError: It is not the same afterwards.
     """
 
     def __init__(
@@ -150,10 +151,10 @@ class OpenVinoEncoder(Encoder):
                 )
         # A converter of other people's networks: whatever it raises means that it cannot.
         except Exception as error:
-            raise EncoderError(
-                self.card.name,
-                f"Encoder {self.card.name} cannot be converted for OpenVINO: "
-                f"{type(error).__name__}: {error}",
+            first_line = (str(error).strip().splitlines() or [""])[0].strip()
+            raise ConfigError(
+                f"Encoder {self.card.name} cannot be converted for OpenVINO "
+                f"({type(error).__name__}: {first_line}).",
                 "Use --device cpu.",
             ) from error
 

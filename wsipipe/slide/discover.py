@@ -201,20 +201,27 @@ def _check_id(slide_id: str, place: str) -> None:
 
 
 def _unique(entries: list[SlideEntry]) -> list[SlideEntry]:
-    seen: dict[str, SlideEntry] = {}
-    kept = []
+    kept: dict[str, SlideEntry] = {}
     for entry in entries:
         # File systems that fold case or normalise Unicode would make one file of both.
         key = unicodedata.normalize("NFC", entry.slide_id).casefold()
-        other = seen.setdefault(key, entry)
-        if other is entry:
-            kept.append(entry)
-        elif (entry.slide_id, entry.path) != (other.slide_id, other.path):
+        other = kept.setdefault(key, entry)
+        if (entry.slide_id, entry.path) != (other.slide_id, other.path):
             raise ConfigError(
                 f"Two slides would have the id {other.slide_id!r}: {other.path} and {entry.path}.",
                 "Give them different ids in a manifest with a column 'slide_id', or rename one.",
             )
-    return kept
+        if entry.mpp is None:
+            continue
+        # A slide named twice: what the user says of it holds, wherever it is said.
+        if other.mpp is None:
+            kept[key] = entry
+        elif entry.mpp != other.mpp:
+            raise ConfigError(
+                f"{entry.path} is given the mpp {other.mpp:g} and {entry.mpp:g}.",
+                "Leave one of the two rows out.",
+            )
+    return list(kept.values())
 
 
 def _is_zarr(path: Path) -> bool:
