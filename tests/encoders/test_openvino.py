@@ -70,6 +70,14 @@ def test_features_and_identity_are_those_of_torch() -> None:
     assert 0.999 <= other.facts()["backend_cosine"] <= 1.0001
 
 
+def test_the_precision_that_is_recorded_is_the_one_computed_in(tmp_path: Path) -> None:
+    import openvino
+
+    encoder = create_encoder(make_conv(tmp_path), device="openvino", precision="bf16")
+    can = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert encoder.precision == ("bf16" if can else "fp32")
+
+
 def test_any_batch_size_from_several_threads(tmp_path: Path, tiles64) -> None:
     encoder = create_encoder(make_conv(tmp_path), device="openvino")
     torch_rows = create_encoder(make_conv(tmp_path))(tiles64).numpy()

@@ -113,6 +113,10 @@ class OpenVinoEncoder(Encoder):
                 "ENABLE_CPU_PINNING": "NO",
             }
         self._compiled = self._core.compile_model(self._model, self._place, options)
+        # A processor without bf16 computes in fp32 whatever is asked, and that is recorded.
+        computed = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        by_hint = {hint: precision for precision, hint in _HINTS.items()}
+        self.precision = by_hint.get(computed, self.precision)
         self._requests = threading.local()
 
     def facts(self) -> dict[str, Any]:
