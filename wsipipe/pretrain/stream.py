@@ -141,8 +141,10 @@ class SlideSource:
             tiles, regions = self._windows.get(
                 (number, n, first, last), lambda: self._read(draw, mine)
             )
-        around = None if regions is None else regions[:, part]
-        return TileBatch(tiles[:, part], draw.slides, draw.mpp, region=around)
+        # Copies where tiles are shared: a view that somebody keeps would keep the whole window.
+        around = None if regions is None else np.ascontiguousarray(regions[:, part])
+        own = np.ascontiguousarray(tiles[:, part])
+        return TileBatch(own, draw.slides, draw.mpp, region=around)
 
     def _read(self, draw: Draw, mine: NDArray[np.int64]) -> _Pixels:
         """Pixels of these rows, all tiles of each."""
