@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import warnings
@@ -146,6 +147,7 @@ class OpenVinoEncoder(Encoder):
             pixels = self.transform(torch.from_numpy(tiles))
         example = pixels.clone()  # tracing refuses tensors of inference mode
         edges = [-1, -1] if self.card.any_size else list(example.shape[2:])
+        level = logging.root.level
         try:
             # Tracing warns that it is no longer the way, and of sizes that become constants.
             with torch.no_grad(), warnings.catch_warnings():
@@ -161,6 +163,8 @@ class OpenVinoEncoder(Encoder):
                 f"({type(error).__name__}: {first_line}).",
                 "Use --device cpu.",
             ) from error
+        finally:
+            logging.root.setLevel(level)  # the converter mutes everybody's warnings when it fails
 
 
 def _import_openvino() -> ModuleType:
