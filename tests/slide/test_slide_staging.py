@@ -107,3 +107,14 @@ def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="--stage"):
         Stage(tmp_path / "file", 10)
+
+
+def test_an_error_of_a_storage_library_lets_the_slide_be_read_where_it_lies(tmp_path, monkeypatch):
+    def fails(path, folder):
+        raise LookupError("a client's own error")
+
+    source = tmp_path / "a.svs"
+    source.write_bytes(b"pixels")
+    monkeypatch.setattr("wsipipe.slide.staging._copy_slide", fails)
+    with Stage(tmp_path / "stage") as stage:
+        assert stage.fetch(source) == str(source)

@@ -170,6 +170,11 @@ class Stage:
         except (OSError, SlideOpenError) as error:
             shutil.rmtree(copy.folder, ignore_errors=True)
             copy.done.set_exception(error)
+        finally:
+            # Whatever a storage library raises, nobody waits for ever.
+            if not copy.done.done():
+                shutil.rmtree(copy.folder, ignore_errors=True)
+                copy.done.set_exception(SlideOpenError(path, "it could not be copied"))
 
     def _delete(self, copy: _Copy) -> None:
         if not copy.done.cancel():
