@@ -14,6 +14,7 @@ import argparse
 import importlib
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +151,47 @@ def ours_threads(
     return run
 
 
+def raw_threads(data: list[bytes], threads: int) -> Callable[[], None]:
+    """The raw decoder on threads of its own: what this machine's cores give at most."""
+    parts = [raw_decode(data[index::threads]) for index in range(threads)]
+
+    def run() -> None:
+        workers = [threading.Thread(target=part) for part in parts]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    return run
+
+
+def two_threads(slide: wp.Slide, reader: TiffReader, count: int, rounds: int) -> bool:
+    """Ours on two threads over one, and the same of raw decoding, interleaved; wall time.
+
+    Virtual cores may share one real core, or memory: the second line says what two threads can
+    give here, the third what ours make of it.
+    """
+    grid = wp.make_grid(slide, None, tile_px=256, mpp=0.25)
+    many = min(len(grid), count * 4)
+    coords = grid.coords[:many]
+    data = compressed(reader, np.concatenate([coords, coords + 256], axis=1))
+    runs = [ours_threads(slide, grid, many, 1), ours_threads(slide, grid, many, 2),
+            raw_threads(data, 1), raw_threads(data, 2)]  # fmt: skip
+    for run in runs:
+        run()
+    gains, ceilings = [], []
+    for _ in range(2 * rounds):
+        one, two, raw_one, raw_two = (timed(run, wall=True) for run in runs)
+        gains.append(one / two)
+        ceilings.append(raw_one / raw_two)
+    gain, ceiling = statistics.median(gains), statistics.median(ceilings)
+    print(f"\ntwo threads\n  {gain:6.2f} x one thread  bar 1.8: "
+          f"{'met' if gain >= 1.8 else 'NOT met'}")  # fmt: skip
+    print(f"  {ceiling:6.2f} x the limit: raw decoding, two threads over one")
+    print(f"  {gain / ceiling:6.2f} of the limit")
+    return gain >= 1.8
+
+
 def per_tile(
     read: ReadSquare, coords: np.ndarray, source_px: int, tile_px: int
 ) -> Callable[[], None]:
@@ -224,9 +266,14 @@ def measure(case: Case, rounds: int, *, wall: bool = False) -> bool:
         ratio = statistics.median(other / own for other, own in zip(times[name], mine, strict=True))
         bar = case.bars.get(name)
         verdict = ""
+        if bar is not None and "raw decode" in times and name != "raw decode":
+            limit = statistics.median(
+                other / own for other, own in zip(times[name], times["raw decode"], strict=True)
+            )
+            verdict = f"  (raw decoding alone: {limit:.2f})"
         if bar is not None:
             met &= ratio >= bar
-            verdict = f"  bar {bar:g}: {'met' if ratio >= bar else 'NOT met'}"
+            verdict += f"  bar {bar:g}: {'met' if ratio >= bar else 'NOT met'}"
         print(f"  {ratio:6.2f} x {name}{verdict}")
     return met
 
@@ -263,14 +310,7 @@ def main() -> int:
         met &= case("224 px at 1.9786 times the mpp", 224, 0.49465, {})
         met &= case("unaligned 224 px, native", 224, 0.25, {"openslide": 5})
 
-        grid = wp.make_grid(slide, None, tile_px=256, mpp=0.25)
-        many = min(len(grid), count * 4)
-        candidates = {
-            "two threads": ours_threads(slide, grid, many, 2),
-            "one thread": ours_threads(slide, grid, many, 1),
-        }
-        threads = Case("two threads", many, candidates, {"one thread": 1.8})
-        met &= measure(threads, args.rounds, wall=True)
+        met &= two_threads(slide, reader, count, args.rounds)
 
         wavelet = Path(folder) / "bench_j2k.svs"
         write_slide(wavelet, 2048, codec="jpeg2000")
