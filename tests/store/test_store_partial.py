@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from wsipipe.errors import OutputError, StoreError
+from wsipipe.owner import Owner, this_host
 from wsipipe.store import PartialRows, remove_stale_partials
-from wsipipe.store._owner import Owner, this_host
 from wsipipe.store.partial import find_partials
 
 ROWS, DIM = 1000, 16

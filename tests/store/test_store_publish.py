@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from wsipipe.errors import OutputError, StoreError
+from wsipipe.owner import Owner, this_host, this_process
 from wsipipe.store import publish_bytes, publish_file, publish_text, remove_stale_temporaries
-from wsipipe.store._owner import Owner, this_host, this_process
 from wsipipe.store.publish import find_temporaries, output_error, publishing
 
 KILLED_BEFORE_RENAME = ("start", "open", "half", "written", "fsync")
@@ -186,7 +186,7 @@ def test_only_temporaries_that_nobody_will_finish_are_removed(tmp_path: Path) ->
 def test_a_process_knows_the_living_from_the_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        from wsipipe.store._owner import _start_of
+        from wsipipe.owner import _start_of
 
         start = _start_of(child.pid)
         assert start is not None

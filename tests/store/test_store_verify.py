@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from wsipipe.errors import SlideError
+from wsipipe.owner import Owner
 from wsipipe.store import FeatureFile, Records, SlideResult, write_features, write_tables
-from wsipipe.store._owner import Owner
 from wsipipe.store.verify import verify_run
 from wsipipe.store.verify_file import verify_features
 

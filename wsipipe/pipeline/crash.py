@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from wsipipe.errors import SlideError
+from wsipipe.owner import Owner, this_process
 from wsipipe.store import SlideRecord
-from wsipipe.store._owner import Owner, this_process
 from wsipipe.store.publish import make_folder, publish_text
 
 __all__ = ["CrashTrace", "QuarantinedError", "crashes", "leave_trace", "orphaned"]

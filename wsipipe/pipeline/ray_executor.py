@@ -60,7 +60,7 @@ class _Worker:
     def place(self) -> _Place:
         import ray
 
-        from wsipipe.store._owner import this_process
+        from wsipipe.owner import this_process
 
         owner = this_process()
         return _Place(ray.get_runtime_context().get_node_id(), owner.host, owner.pid)

@@ -1,45 +1,43 @@
-"""Local copies of slides on slow storage: bounded, made ahead, and only ours to delete.
+"""Local copies of slides on slow storage: bounded, and only ours to delete.
 
-stage = Stage("/scratch", max_bytes=200 * 2**30)
-stage.prefetch(next_path)          # copied by a thread while this slide runs
-local = stage.fetch(path)          # waits until it is there
-...
-stage.release(path)                # its copy may go
-stage.close()
+with Stage("/scratch", max_bytes=200 * 2**30) as stage:
+    local = stage.fetch(path)      # a thread that prepares the next slides calls this
+    ...
+    stage.release(path)            # its copy may go
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import shutil
-import socket
 import tempfile
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from wsipipe.errors import OutputError, SlideOpenError
+from wsipipe.owner import Owner, this_process
 from wsipipe.slide.files import is_url, slide_files
 from wsipipe.slide.remote import RemoteSource, copy_remote
 
 __all__ = ["Stage"]
 
+_LOG = logging.getLogger(__name__)
 _PREFIX: Final = "wsipipe-stage-"
 _DEFAULT_BYTES: Final = 64 * 2**30
 
 
 @dataclass(slots=True)
 class _Copy:
-    """A slide's copy: its own folder, what it takes, and how many hold it."""
+    """A slide's copy: its own folder, what to open, what it takes, and how many hold it."""
 
     folder: Path
+    local: str
     size: int
-    done: Future[str] = field(default_factory=Future)
-    holders: int = 0
+    holders: int = 1
 
 
 class Stage:
@@ -61,8 +59,7 @@ class Stage:
         try:
             where.mkdir(parents=True, exist_ok=True)
             _remove_orphans(where)
-            prefix = f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-"
-            self.folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+            self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{this_process()}-", dir=where))
         except OSError as error:
             raise OutputError(
                 where, f"cannot be written ({error.strerror})", "Choose another --stage folder."
@@ -73,11 +70,7 @@ class Stage:
         self._used = 0
         self._lock = threading.Lock()
         # One copier: slow storage gets slower when it is asked for two slides at once.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="wsipipe-stage")
-
-    def prefetch(self, path: str | os.PathLike[str]) -> None:
-        """Begin to copy a slide, if there is room. Returns at once."""
-        self._begin(os.fspath(path))
+        self._copier = threading.Lock()
 
     def fetch(self, path: str | os.PathLike[str]) -> str:
         """The local copy of a slide, ready to open; `path` itself where it cannot be staged.
@@ -85,15 +78,18 @@ class Stage:
         Each fetch is answered by one `release`.
         """
         text = os.fspath(path)
-        copy = self._begin(text, hold=True)
-        if copy is None:
-            return text
-        try:
-            return copy.done.result()
-        except (OSError, SlideOpenError):
-            # Reading from where it lies will say what is wrong with the slide, if anything is.
-            self.release(text)
-            return text
+        with self._copier:
+            with self._lock:
+                known = self._copies.get(text)
+                if known is not None:
+                    known.holders += 1
+                    return known.local
+            copy = self._copied(text)
+            if copy is None:
+                return text
+            with self._lock:
+                self._copies[text] = copy
+            return copy.local
 
     def release(self, path: str | os.PathLike[str]) -> None:
         """A fetched slide is no longer read: its copy is deleted."""
@@ -106,16 +102,13 @@ class Stage:
             if copy.holders > 0:
                 return
             del self._copies[text]
-        self._delete(copy)
+        self._delete(copy.folder, copy.size)
 
     def close(self) -> None:
-        """Stop copying and delete every copy."""
-        with self._lock:
-            copies, self._copies = list(self._copies.values()), {}
-        for copy in copies:
-            copy.done.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete every copy."""
+        with self._copier, self._lock:
+            self._copies.clear()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Stage:
         return self
@@ -128,80 +121,46 @@ class Stage:
     ) -> None:
         self.close()
 
-    def _begin(self, path: str, *, hold: bool = False) -> _Copy | None:
-        with self._lock:
-            copy = self._copies.get(path)
-            if copy is not None:
-                copy.holders += hold
-                return copy
+    def _copied(self, path: str) -> _Copy | None:
+        """A new copy, or None: too large for what is left, or it cannot be copied."""
         try:
             size = _size(path)
         except (OSError, SlideOpenError):
             return None
         with self._lock:
-            copy = self._copies.get(path)
-            if copy is None:
-                # What was copied ahead and is not read yet makes room for what is read now.
-                if hold and self._used + size > self._max_bytes:
-                    self._drop_waiting()
-                if self._used + size > self._max_bytes:
-                    return None
-                self._number += 1
-                copy = _Copy(self.folder / f"{self._number}", size)
-                self._used += size
-                self._copies[path] = copy
-                self._pool.submit(self._copy, path, copy)
-            copy.holders += hold
-        return copy
-
-    def _drop_waiting(self) -> None:
-        for path, copy in list(self._copies.items()):
-            if copy.holders == 0 and copy.done.done():
-                del self._copies[path]
-                shutil.rmtree(copy.folder, ignore_errors=True)
-                self._used -= copy.size
-
-    def _copy(self, path: str, copy: _Copy) -> None:
-        if not copy.done.set_running_or_notify_cancel():
-            return
+            if self._used + size > self._max_bytes:
+                return None
+            self._used += size
+        self._number += 1
+        folder = self.folder / f"{self._number}"
         try:
-            copy.folder.mkdir()
-            copy.done.set_result(_copy_slide(path, copy.folder))
-        except (OSError, SlideOpenError) as error:
-            shutil.rmtree(copy.folder, ignore_errors=True)
-            copy.done.set_exception(error)
-        finally:
-            # Whatever a storage library raises, nobody waits for ever.
-            if not copy.done.done():
-                shutil.rmtree(copy.folder, ignore_errors=True)
-                copy.done.set_exception(SlideOpenError(path, "it could not be copied"))
+            folder.mkdir()
+            return _Copy(folder, _copy_slide(path, folder), size)
+        # Clients of remote storage have errors of their own. Reading the slide from where it lies
+        # will say what is wrong with it, if anything is.
+        except Exception as error:  # noqa: BLE001
+            _LOG.warning("%s is read from where it lies: it could not be staged: %s", path, error)
+            self._delete(folder, size)
+            return None
 
-    def _delete(self, copy: _Copy) -> None:
-        if not copy.done.cancel():
-            with contextlib.suppress(OSError, SlideOpenError):
-                copy.done.result()
-        shutil.rmtree(copy.folder, ignore_errors=True)
+    def _delete(self, folder: Path, size: int) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         with self._lock:
-            self._used -= copy.size
+            self._used -= size
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Delete what processes of this host left behind when they were killed."""
-    prefix = f"{_PREFIX}{socket.gethostname()}-"
-    for left in folder.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix).partition("-")[0]
-        if left.is_dir() and not left.is_symlink() and pid.isdigit() and not _is_running(int(pid)):
+    """Delete what processes of this host left behind when they were killed.
+
+    Containers share a disk and a host's name, but not its pids: an owner knows that.
+    """
+    for left in folder.glob(f"{_PREFIX}*"):
+        host, _, rest = left.name.removeprefix(_PREFIX).rpartition("-")[0].partition(".")
+        pid, _, start = rest.partition(".")
+        if not pid.isdecimal() or left.is_symlink() or not left.is_dir():
+            continue
+        if Owner(host, int(pid), start).state() == "dead":
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _size(path: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wsipipe.store._owner import Owner
+from wsipipe.owner import Owner
 from wsipipe.store.publish import file_system_now
 
 __all__ = [

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from wsipipe import __version__
-from wsipipe.store._owner import this_process
+from wsipipe.owner import this_process
 from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import make_folder, output_error, publish_text
 

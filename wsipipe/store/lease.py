@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wsipipe.store._owner import Owner, this_process
+from wsipipe.owner import Owner, this_process
 from wsipipe.store.names import safe_name
 from wsipipe.store.publish import LEASE_TTL_S, file_system_now, make_folder, output_error
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
-from wsipipe.store._owner import this_process
+from wsipipe.owner import this_process
 from wsipipe.store._partial_file import (
     ENTRY,
     HEADER_BYTES,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsipipe.errors import ConfigError
-from wsipipe.store._owner import Owner
+from wsipipe.owner import Owner
 from wsipipe.store.events import plain
 from wsipipe.store.records import Records, SlideRecord
 from wsipipe.store.tables import SlideRow, count_statuses, find_outliers, fold

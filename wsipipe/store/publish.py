@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wsipipe.errors import OutputError, StoreError
-from wsipipe.store._owner import Owner, this_process
+from wsipipe.owner import Owner, this_process
 from wsipipe.store._steps import step
 
 __all__ = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsipipe.errors import WsipipeError
-from wsipipe.store._owner import Owner, this_process
+from wsipipe.owner import Owner, this_process
 from wsipipe.store.events import plain, utc_now
 from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import publish_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wsipipe.errors import MissingExtraError
-from wsipipe.store._owner import this_process
+from wsipipe.owner import this_process
 from wsipipe.store.events import plain
 from wsipipe.store.layouts._common import Bag
 from wsipipe.store.publish import make_folder, output_error
