@@ -74,7 +74,9 @@ def pull(source: Source, *, refresh: bool = True) -> tuple[BundleEntry, list[Pat
     weights = fetch(source, refresh=refresh and source.revision is None)
     commit = str(weights.revision)
     names, paths = [_name_below(weights.path, commit)], [weights.path]
-    for file in _LICENCE_FILES:
+    # A repository that is named itself says in its config.json what the weights are for.
+    described = ("config.json",) if source.name.startswith("hf-hub:") else ()
+    for file in (*described, *_LICENCE_FILES):
         with contextlib.suppress(WeightsError):  # most repositories have one or two of these
             extra = fetch(_at(source, commit, file))
             names.append(file)
