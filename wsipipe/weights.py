@@ -345,7 +345,7 @@ def _read_torch(path: Path, name: str) -> dict[str, Any]:
             )
     except pickle.UnpicklingError as error:
         # torch's own words advise to unpickle; only the name of what it met is of use here.
-        met = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        met = re.search(r"unsupported (?:global: )?GLOBAL (\S+)", str(error), re.IGNORECASE)
         if met is None:
             raise WeightsError(
                 name,

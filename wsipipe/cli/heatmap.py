@@ -85,7 +85,7 @@ def command(
         raise ConfigError(f"--target {target}: the model has {len(ensemble.info['targets'])}.")
     paths = _slide_paths(slides)
     made: list[dict[str, Any]] = []
-    failed = False
+    failures: list[WsipipeError] = []
     for name, file in files.items():
         try:
             path, slide_mpp = paths.get(name, (None, None))
@@ -99,14 +99,16 @@ def command(
         except EmptyBagError as error:
             typer.echo(str(error), err=True)  # an empty slide is done, not failed
         except WsipipeError as error:
-            failed = True
+            failures.append(error)
             typer.echo(f"{name}: {error}", err=True)
+    if failures and not made and all(isinstance(error, ConfigError) for error in failures):
+        raise failures[0]  # nothing could be drawn as asked
     if as_json:
         typer.echo(json.dumps(made))
     else:
         for one in made:
             typer.echo(f"{one['slide_id']}: {', '.join(one['files'])}")
-    if failed:
+    if failures:
         raise typer.Exit(1)
 
 
