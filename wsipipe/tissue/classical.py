@@ -212,5 +212,4 @@ def _drop_unstained_parts(found: BoolArray, density: Density, *, ink_too: bool) 
         cold = np.bincount(part, (density.red[few] - density.green[few])[inside], count)
         keep &= cold < _INK_PART_SHARE * total
     keep[0] = False
-    kept: BoolArray = keep[labels]
-    return kept
+    return morphology.parts_where(keep, labels)

@@ -17,9 +17,13 @@ __all__ = [
     "fill_holes",
     "keep_parts_touching",
     "opening",
+    "parts_where",
     "share_around",
     "within",
 ]
+
+# NumPy makes 64-bit copies of numbers that it counts or looks up: so many rows at a time.
+_STRIP_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ def fill_holes(mask: BoolArray, scale: Scale, below_mm2: float) -> BoolArray:
     for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         small[border] = False
     small[0] = False
-    filled: BoolArray = mask | small[labels]
-    return filled
+    return mask | parts_where(small, labels) if small.any() else mask
 
 
 def keep_parts_touching(mask: BoolArray, seeds: BoolArray) -> BoolArray:
@@ -113,8 +116,7 @@ def keep_parts_touching(mask: BoolArray, seeds: BoolArray) -> BoolArray:
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     keep = np.bincount(labels[seeds & mask], minlength=count) > 0
     keep[0] = False
-    kept: BoolArray = keep[labels]
-    return kept
+    return parts_where(keep, labels)
 
 
 def keep_open_parts(mask: BoolArray, glass: BoolArray, min_share: float) -> BoolArray:
@@ -135,8 +137,22 @@ def keep_open_parts(mask: BoolArray, glass: BoolArray, min_share: float) -> Bool
     open_ = np.bincount(outline[glass], minlength=count)
     keep = open_ >= min_share * around
     keep[0] = False
-    kept: BoolArray = keep[labels]
-    return kept
+    return parts_where(keep, labels)
+
+
+def parts_where(chosen: BoolArray, labels: NDArray[np.int32]) -> BoolArray:
+    """Pixels whose part is chosen.
+
+    Args:
+        chosen: (n,) by number of the part.
+        labels: (h, w) number of each pixel's part.
+    """
+    found = np.empty(labels.shape, dtype=bool)
+    for top in range(0, len(labels), _STRIP_ROWS):
+        strip = np.s_[top : top + _STRIP_ROWS]
+        # All numbers are in range; "clip" spares a buffered copy of the strip.
+        chosen.take(labels[strip], out=found[strip], mode="clip")
+    return found
 
 
 def _keep_large(mask: BoolArray, min_pixels: float, connectivity: int) -> BoolArray:
@@ -144,9 +160,10 @@ def _keep_large(mask: BoolArray, min_pixels: float, connectivity: int) -> BoolAr
         return mask
     labels, areas = _parts(mask, connectivity)
     keep = areas >= min_pixels
+    if keep[1:].all():
+        return mask
     keep[0] = False
-    kept: BoolArray = keep[labels]
-    return kept
+    return parts_where(keep, labels)
 
 
 def _parts(mask: BoolArray, connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -154,8 +171,11 @@ def _parts(mask: BoolArray, connectivity: int) -> tuple[NDArray[np.int32], NDArr
     import cv2
 
     # OpenCV's own statistics hold boxes and centres too, and take twice as long.
-    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)
-    return labels, np.bincount(labels.ravel())
+    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)
+    areas = np.zeros(count, dtype=np.int64)
+    for top in range(0, len(labels), _STRIP_ROWS):
+        areas += np.bincount(labels[top : top + _STRIP_ROWS].ravel(), minlength=count)
+    return labels, areas
 
 
 def _ellipse(scale: Scale, radius_um: float) -> NDArray[np.uint8]:
