@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.pipeline.rows import OpenRows
 from wsipipe.store import PartialRows
 from wsipipe.tissue.quality import MEASURES, QualityFilter, tile_quality
 from wsipipe.types import BoolArray, Rows, TileArray
@@ -20,7 +20,7 @@ __all__ = ["QualityRows"]
 _NOT_MEASURED = -1.0
 
 
-class QualityRows:
+class QualityRows(OpenRows):
     """Numbers of all tiles of one grid; survives a killed run as the features do.
 
     Args:
@@ -43,7 +43,7 @@ class QualityRows:
         identity: Mapping[str, Any],
     ) -> None:
         self._mpp, self._accepted = mpp, accepted
-        self._partial = PartialRows(
+        partial = PartialRows(
             final,
             folder=folder,
             identity=identity,
@@ -52,11 +52,10 @@ class QualityRows:
             dtype="float32",
             part="quality",
         )
-        self._known = self._partial.done
-        self._values = np.array(self._partial.features())
+        super().__init__(partial)
+        self._known = partial.done
+        self._values = np.array(partial.features())
         self._values[self._values == _NOT_MEASURED] = np.nan
-        self._lock = threading.Lock()
-        self._open = True
 
     @property
     def missing(self) -> BoolArray:
@@ -84,26 +83,7 @@ class QualityRows:
         values = np.full((len(rows), len(MEASURES)), np.nan, np.float32)
         values[good] = np.stack([found[name] for name in MEASURES], axis=1)
         stored = np.where(np.isnan(values), np.float32(_NOT_MEASURED), values)
-        with self._lock:
-            if self._open:
-                self._partial.put(rows[new], stored[new], status[new])
+        self._keep(rows[new], stored[new], status[new])
         self._values[rows[new]] = values[new]
         self._known[rows[new]] = True
         return self._accepted.keep({m: self._values[rows, i] for i, m in enumerate(MEASURES)})
-
-    def flush_if_due(self) -> None:
-        """Bring rows to the disk that have waited for long."""
-        with self._lock:
-            if self._open:
-                self._partial.flush_if_due()
-
-    def close(self, *, keep: bool) -> None:
-        """No more rows; with `keep` those that are in stay for a next run."""
-        with self._lock:
-            if not self._open:
-                return
-            self._open = False
-            if keep:
-                self._partial.close()
-            else:
-                self._partial.discard()

@@ -1,4 +1,4 @@
-"""Where one encoder's rows of one slide gather until the file is published."""
+"""Where rows of one slide gather, from any thread, until their file is published."""
 
 from __future__ import annotations
 
@@ -14,11 +14,42 @@ from wsipipe.pipeline.targets import Target
 from wsipipe.store import PartialRows
 from wsipipe.types import FloatArray, Rows
 
-__all__ = ["RowSink"]
+__all__ = ["OpenRows", "RowSink"]
 
 
-class RowSink:
-    """Checks rows and keeps them in a `PartialRows`, which a killed run's successor takes up.
+class OpenRows:
+    """A `PartialRows` that threads write to until one of them closes it; later rows are let go."""
+
+    def __init__(self, partial: PartialRows) -> None:
+        self._partial = partial
+        self._lock = threading.Lock()
+        self._open = True
+
+    def flush_if_due(self) -> None:
+        """Bring rows to the disk that have waited for long."""
+        with self._lock:
+            if self._open:
+                self._partial.flush_if_due()
+
+    def close(self, *, keep: bool) -> None:
+        """No more rows; with `keep` those that are in stay for a next run."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            if keep:
+                self._partial.close()
+            else:
+                self._partial.discard()
+
+    def _keep(self, rows: Rows, values: NDArray[np.float32], status: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if self._open:
+                self._partial.put(rows, values, status)
+
+
+class RowSink(OpenRows):
+    """Checks one encoder's rows and keeps them for the file, or for a killed run's successor.
 
     Args:
         final: The feature file to come.
@@ -40,11 +71,10 @@ class RowSink:
     ) -> None:
         self.target, self.final, self.identity = target, final, identity
         self._dtype = np.dtype(dtype)
-        self._partial = PartialRows(
-            final, folder=folder, identity=identity, rows=rows, dim=target.card.dim, dtype=dtype
+        dim = target.card.dim
+        super().__init__(
+            PartialRows(final, folder=folder, identity=identity, rows=rows, dim=dim, dtype=dtype)
         )
-        self._lock = threading.Lock()
-        self._open = True
 
     @property
     def missing(self) -> NDArray[np.bool_]:
@@ -72,27 +102,8 @@ class RowSink:
             else:
                 problem, remedy = "gave a value that is not finite.", "--precision fp32"
             raise EncoderError(name, f"encoder {name}: {problem}", f"Use {remedy}.")
-        with self._lock:
-            if self._open:
-                self._partial.put(rows, features, status)
-
-    def flush_if_due(self) -> None:
-        """Bring rows to the disk that have waited for long."""
-        with self._lock:
-            if self._open:
-                self._partial.flush_if_due()
+        self._keep(rows, features, status)
 
     def features(self) -> FloatArray:
         """(N, D) in row order."""
         return self._partial.features()
-
-    def close(self, *, keep: bool) -> None:
-        """No more rows; with `keep` those that are in stay for a next run."""
-        with self._lock:
-            if not self._open:
-                return
-            self._open = False
-            if keep:
-                self._partial.close()
-            else:
-                self._partial.discard()
