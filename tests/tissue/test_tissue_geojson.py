@@ -390,3 +390,12 @@ def test_a_name_with_dots_keeps_them(
     slide = slide_of(np.full((800, 1000, 3), 243, np.uint8), 0.5, "TCGA-XX.1234-ab")
     written(collection(feature([SQUARE])), "masks/TCGA-XX.1234-ab.geojson")
     assert not detect_tissue(slide, str(tmp_path / "masks")).is_empty
+
+
+def test_a_folder_without_masks_is_refused_before_any_slide(tmp_path):
+    (tmp_path / "notes.txt").write_text("masks will come")
+    with pytest.raises(ConfigError, match="No mask lies in the folder"):
+        tissue_settings(str(tmp_path))
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "a.geojson").write_text("{}")
+    assert tissue_settings(str(tmp_path))["method"] == "geojson"

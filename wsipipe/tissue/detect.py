@@ -77,7 +77,7 @@ def tissue_settings(
     `slide_id` only that masks are given.
 
     Raises:
-        ConfigError: Unknown method or setting.
+        ConfigError: Unknown method or setting; a folder without any mask.
         TissueError: The folder has no mask for the slide.
         WeightsError: A network's weights cannot be had.
     """
@@ -121,11 +121,17 @@ def _with_query(method: str, settings: dict[str, Any]) -> tuple[str, dict[str, A
 
 
 def _folder_settings(folder: Path, slide_id: str | None) -> dict[str, Any]:
-    from wsipipe.tissue.geojson import file_sha256, mask_file
+    from wsipipe.tissue.geojson import MASK_SUFFIXES, file_sha256, mask_file
 
     recorded: dict[str, Any] = {"method": "geojson", "version": VERSIONS["geojson"]}
     if slide_id is not None:
         recorded["sha256"] = file_sha256(mask_file(folder, slide_id))
+    elif not any(path.suffix in MASK_SUFFIXES for path in folder.rglob("*")):
+        raise ConfigError(
+            f"No mask lies in the folder {folder}.",
+            "A folder of masks holds <slide_id>.geojson; `wsipipe tissue` makes masks to start "
+            "from.",
+        )
     return recorded
 
 

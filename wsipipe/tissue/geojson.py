@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wsipipe.slide import Slide
 
 __all__ = [
+    "MASK_SUFFIXES",
     "file_sha256",
     "fit_polygons",
     "load_document",
@@ -33,6 +34,9 @@ __all__ = [
     "recorded",
     "write_tissue_geojson",
 ]
+
+# Of files that hold masks, in the order in which they are looked for.
+MASK_SUFFIXES = (".geojson", ".json")
 
 # Resolution of the pixel form of masks that came as polygons, µm per pixel.
 _GRID_UM = 8
@@ -161,7 +165,7 @@ def mask_file(folder: Path, slide_id: str) -> Path:
         TissueError: There is none.
     """
     for name in (slide_id, slide_id.rsplit("/", 1)[-1]):
-        for suffix in (".geojson", ".json"):
+        for suffix in MASK_SUFFIXES:
             path = folder / f"{name}{suffix}"
             if path.is_file():
                 return path
