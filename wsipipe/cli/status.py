@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wsipipe.errors import WsipipeError
+
 if TYPE_CHECKING:
     from wsipipe.store.progress import RunStatus
 
@@ -77,7 +79,8 @@ def _lines(status: RunStatus) -> list[str]:
         note = "  its process is gone: run again to go on" if entry["process"] == "dead" else ""
         lines.append(f"  at work: {entry['slide_id']} ({where}){note}")
     for failure in status.failures[:_SHOWN]:
-        lines.append(f"  failed: {failure['slide_id']}: {failure['error']} {failure['remedy']}")
+        told = WsipipeError(failure["error"], failure["remedy"])
+        lines.append(f"  failed: {failure['slide_id']}: {told}")
     if (more := len(status.failures) - _SHOWN) > 0:
         lines.append(f"  ... and {more} more in failures.csv")
     for slide in status.outliers[:_SHOWN]:
