@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +123,20 @@ def test_two_names_that_are_one_but_for_case_start_nothing(
     with pytest.raises(wp.ConfigError, match="the id"):
         wp.extract(tmp_path / "dup", encoder=make_encoder(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_slide_whose_name_is_no_utf8_is_extracted_like_any_other(
+    tmp_path: Path, make_svs: Make
+) -> None:
+    """Old archives hold such names; every table and record must be readable afterwards."""
+    odd = make_svs(tmp_path / "plain.svs").rename(tmp_path / os.fsdecode(b"caf\xe9.svs"))
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "wsipipe", "extract", "--encoder", "texture", "--tissue", "none",
+         "--json", "--out", str(out), str(odd)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert len(wp.read_features(out / "features" / "texture" / "caf%E9.h5").features) > 0
+    assert not verify_run(out).findings

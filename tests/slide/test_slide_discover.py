@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from slidekit import tissue, write_dicom
@@ -201,3 +202,12 @@ def test_real_folder(real_data):
     assert "CMU-1-Small-Region_dicom" in found
     assert "P2_crop_bounds" in found
     assert not any("Data0000" in key or "1.2.826" in key for key in found)
+
+
+def test_names_that_are_no_text_get_ids_that_are(tmp_path):
+    names = [b"caf\xe9.svs", b"two\nlines.svs", "Ä 日本.svs".encode()]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).touch()
+    found = find_slides(tmp_path)
+    assert sorted(entry.slide_id for entry in found) == ["caf%E9", "two%0Alines", "Ä 日本"]
+    assert sorted(os.fsencode(Path(entry.path).name) for entry in found) == sorted(names)

@@ -7,6 +7,7 @@ or, for a group of commands, a `typer.Typer` named `app`.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -110,6 +111,10 @@ def main(args: list[str] | None = None) -> None:
     What nobody foresaw ends with 70 (BSD's EX_SOFTWARE), never with 1: that means that all slides
     but the failed ones are complete.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name that is no UTF-8 is shown (and is valid JSON), not a crash of the print.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=args, standalone_mode=True)
     except WsipipeError as error:

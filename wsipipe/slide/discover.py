@@ -138,7 +138,7 @@ def _series(root: Path, folder: Path, files: list[Path], *, alone: bool) -> Iter
     for members in series.values():
         if alone and len(series) == 1 and len(members) > 1:
             below = folder.relative_to(root).as_posix()
-            slide_id = folder.resolve().name if below == "." else below
+            slide_id = _writable(folder.resolve().name if below == "." else below)
             yield SlideEntry(slide_id, str(folder))
         else:
             first = members[0]
@@ -234,8 +234,28 @@ def _base_id(text: str) -> str:
 
 def _strip(name: str) -> str:
     """One known suffix less, unless nothing would be left of the base name."""
+    name = _writable(name)
     lower = name.lower()
     for suffix in (*SLIDE_SUFFIXES, *_FLAT_SUFFIXES):
         if lower.endswith(suffix) and len(PurePosixPath(name).name) > len(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def _writable(name: str) -> str:
+    """`name` as an id that every table, log and HDF5 attribute can hold.
+
+    Bytes that are no UTF-8 (old archives) and control characters (a line break forges lines of a
+    table) become %XX, as in a URL; "%" itself stays as it is.
+
+    >>> _writable("caf\udce9 1")
+    'caf%E9 1'
+    """
+    return "".join(
+        letter
+        if letter.isprintable()
+        else "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
+        if unicodedata.category(letter) in ("Cs", "Cc", "Zl", "Zp")
+        else letter
+        for letter in name
+    )

@@ -228,7 +228,8 @@ class Records:
 
     def _publish(self, record: SlideRecord) -> None:
         content = {"version": VERSION, **asdict(record)}
-        text = json.dumps(content, indent=1, ensure_ascii=False)
+        # ASCII: a path may hold bytes that are no UTF-8, and comes back as it was.
+        text = json.dumps(content, indent=1)
         publish_text(self.path_of(record.slide_id), text + "\n")
 
 
