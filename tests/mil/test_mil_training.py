@@ -255,8 +255,8 @@ def test_a_bag_is_read_once_an_epoch_for_all_runs(cohort):
     runs = [_run(str(i), y, COX) for i in range(6)]
     fit_runs(runs, mapped, device=CPU)
     total = sum(f.nbytes for f in bank.files.values())
-    # Two epochs; a validation bag is read once more for validating.
-    assert bank.bytes_read <= 2 * total
+    # The risk sets are filled, then two epochs; a validation bag is read once more for validating.
+    assert bank.bytes_read <= 3 * total
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
+from wsipipe.mil.base import MILOutput
 from wsipipe.mil.losses import total_loss
-from wsipipe.mil.packing import pack
+from wsipipe.mil.packing import Segments, pack
 from wsipipe.mil.runs import BagSet, Run
 
 __all__ = ["fit_runs", "pick_device", "predict_logits", "resolve_precision"]
@@ -91,6 +92,7 @@ def fit_runs(
         on_epoch: Called after each epoch with its number: progress, saving, stopping.
     """
     last = max((r.settings.epochs for r in runs), default=0)
+    _fill_risk_sets(runs, bags, device, precision)
     for epoch in range(min((r.epoch for r in runs), default=0), last):
         active = [r for r in runs if not r.done and r.epoch == epoch]
         if not active:
@@ -195,17 +197,15 @@ def _step(run: Run, batch: list[tuple[int, Tensor]], device: torch.device, preci
         inputs = [_thin(x, run.settings.instance_dropout) for _, x in batch]
         packs = _packs([len(x) for x in inputs], run.settings.pack_tiles)
         run.optimizer.zero_grad(set_to_none=True)
-        joint = any(c.target.loss == "cox" for c in run.criteria)
-        if joint and len(packs) > 1:
-            loss = _joint_backward(run, inputs, packs, labels, device, precision)
-        else:
-            loss = 0.0
-            for part in packs:
-                value = _loss(run, [inputs[i] for i in part], labels[part], device, precision)
-                if value is not None:
-                    share = value * (len(part) / len(batch))
-                    share.backward()  # type: ignore[no-untyped-call]
-                    loss += share.item()
+        if run.cox:
+            _remember(run, batch, inputs, packs, device, precision)
+        loss = 0.0
+        for part in packs:
+            value = _loss(run, batch, inputs, part, labels[part], device, precision)
+            if value is not None:
+                share = value * (len(part) / len(batch))
+                share.backward()  # type: ignore[no-untyped-call]
+                loss += share.item()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 5.0)
         run.optimizer.step()
         run.scheduler.step()
@@ -220,12 +220,19 @@ def _thin(x: Tensor, share: float) -> Tensor:
 
 
 def _loss(
-    run: Run, inputs: Sequence[Tensor], labels: Tensor, device: torch.device, precision: str
+    run: Run,
+    batch: list[tuple[int, Tensor]],
+    inputs: Sequence[Tensor],
+    part: Sequence[int],
+    labels: Tensor,
+    device: torch.device,
+    precision: str,
 ) -> Tensor | None:
-    x, segments = pack([run.normalise(v) for v in inputs])
-    with autocast(device, precision):
-        out = run.model.forward_packed(run.model.cast(x), segments)
-    loss = total_loss(out, labels, run.criteria, run.model.bag_weight)
+    out, segments = _forward(run, [inputs[i] for i in part], device, precision)
+    others = run.at_risk_beside([batch[i][0] for i in part])
+    if run.hazards is not None:
+        run.hazards[[batch[i][0] for i in part]] = out.logits[:, 0].detach().float()
+    loss = total_loss(out, labels, run.criteria, run.model.bag_weight, others)
     if len(run.criteria) == 1 and run.criteria[0].target.task == "classification":
         classes = torch.nan_to_num(labels[:, 0, 0], nan=-1.0).long()
         extra = run.model.instance_loss(out, classes, segments)
@@ -234,44 +241,51 @@ def _loss(
     return loss
 
 
-def _joint_backward(
+def _forward(
+    run: Run, inputs: Sequence[Tensor], device: torch.device, precision: str
+) -> tuple[MILOutput, Segments]:
+    x, segments = pack([run.normalise(v) for v in inputs])
+    with autocast(device, precision):
+        return run.model.forward_packed(run.model.cast(x), segments), segments
+
+
+@torch.no_grad()
+def _remember(
     run: Run,
+    batch: list[tuple[int, Tensor]],
     inputs: Sequence[Tensor],
     packs: list[list[int]],
-    labels: Tensor,
     device: torch.device,
     precision: str,
-) -> float:
-    """Gradients of a loss that couples bags (Cox: the risk set) without holding all their graphs.
+) -> None:
+    """Log hazards of a step that takes several packs, with the random numbers it will draw.
 
-    Logits first, without graph; the loss's gradient by logits; then pack by pack again, with the
-    same random numbers, multiplied by that gradient. Equal to one large pack.
+    Each pack then finds all others of its step at their present hazards, so the gradients of the
+    packs add up to that of one large pack (of the bags' own logits; auxiliary logits find the
+    hazards of the bags).
     """
-    states, parts = [], []
+    if len(packs) == 1 or run.hazards is None:
+        return
+    state = torch.get_rng_state()
     for part in packs:
-        states.append(torch.get_rng_state())
-        x, segments = pack([run.normalise(inputs[i]) for i in part])
-        with torch.no_grad(), autocast(device, precision):
-            parts.append(run.model.forward_packed(run.model.cast(x), segments).logits)
-    after = torch.get_rng_state()
-    logits = torch.cat(parts).requires_grad_()
-    terms = [c(logits, labels[:, t]) for t, c in enumerate(run.criteria)]
-    known = [t for t in terms if t is not None]
-    if not known:
-        return 0.0
-    loss = torch.stack(known).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    done = 0
-    for part, state in zip(packs, states, strict=True):
-        torch.set_rng_state(state)
-        x, segments = pack([run.normalise(inputs[i]) for i in part])
-        with autocast(device, precision):
-            out = run.model.forward_packed(run.model.cast(x), segments)
-        out.logits.backward(logits.grad[done : done + len(part)])  # type: ignore[no-untyped-call]
-        done += len(part)
-    torch.set_rng_state(after)
-    return loss.item()
+        out, _ = _forward(run, [inputs[i] for i in part], device, precision)
+        run.hazards[[batch[i][0] for i in part]] = out.logits[:, 0].float()
+    torch.set_rng_state(state)
+
+
+def _fill_risk_sets(
+    runs: Sequence[Run], bags: BagSet, device: torch.device, precision: str
+) -> None:
+    """Log hazards of the training part before the first step; each bag is read once."""
+    fresh = [r for r in runs if r.cox and r.hazards is None and not r.done]
+    if not fresh:
+        return
+    wanted = np.unique(np.concatenate([r.train for r in fresh]))
+    logits = predict_logits(fresh, bags, wanted.tolist(), device=device, precision=precision)
+    for run, z in zip(fresh, logits, strict=True):
+        own = np.isin(wanted, run.train) & ~torch.isnan(run.y[wanted, 0, 0]).numpy()
+        run.hazards = torch.full((len(run.y),), math.nan, device=device)
+        run.hazards[torch.as_tensor(wanted[own])] = torch.from_numpy(z[own, 0]).float().to(device)
 
 
 @torch.no_grad()

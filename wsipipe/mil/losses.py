@@ -24,21 +24,37 @@ def cox_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
         risk, time, event: (B,) log hazard, follow-up, 1 = event.
     """
     order = torch.argsort(time, descending=True, stable=True)
-    risk, time, event = risk[order].float(), time[order], event[order]
-    if event.sum() == 0:
+    risk, time, seen = risk[order].float(), time[order], event[order] > 0
+    if not seen.any():
         return risk.sum() * 0
-    top = risk.max().detach()
-    hazard = torch.exp(risk - top)
-    at_risk = torch.cumsum(hazard, dim=0)
-    total = risk.new_zeros(())
-    for t in torch.unique(time[event > 0]):
-        tied = (time == t) & (event > 0)
-        last = torch.nonzero(time == t).max()
-        d = int(tied.sum())
-        share = torch.arange(d, device=risk.device) / d
-        total = total + risk[tied].sum() - d * top
-        total = total - torch.log(at_risk[last] - share * hazard[tied].sum()).sum()
-    return -total / event.sum()
+    _, group, sizes = torch.unique_consecutive(time, return_inverse=True, return_counts=True)
+    # Log of the hazards at risk at each time; sums of exponentials alone would underflow.
+    at_risk = torch.logcumsumexp(risk, dim=0)[sizes.cumsum(0) - 1][group]
+    share = (risk - at_risk).exp() * seen
+    tied = risk.new_zeros(len(sizes)).index_add(0, group, share)[group]
+    deaths = seen.long().new_zeros(len(sizes)).index_add(0, group, seen.long())
+    before = (seen.cumsum(0) - 1) - (deaths.cumsum(0) - deaths)[group]
+    efron = torch.log1p(-tied[seen] * (before / deaths[group].clamp(min=1))[seen])
+    return (at_risk[seen] + efron - risk[seen]).sum() / seen.sum()
+
+
+def cox_loss_among(risk: Tensor, y: Tensor, others: Tensor, others_y: Tensor) -> Tensor:
+    """The Cox loss of everybody, with a gradient for some.
+
+    A risk set is the whole training part, whatever fits into a step: bags outside of the step take
+    part with their last known log hazard. The gradient is scaled by everybody / some, so that the
+    mean over the steps of an epoch, weighted by bags, is the full gradient (exactly, while the
+    hazards are current).
+
+    Args:
+        risk: (B,) log hazard of the bags of this step, with graph.
+        y: (B, 2) time and event.
+        others, others_y: (M,) and (M, 2) of the other bags, without graph.
+    """
+    full = torch.cat([y, others_y.to(y)])
+    loss = cox_loss(torch.cat([risk, others.to(risk)]), full[:, 0], full[:, 1])
+    scale = len(full) / max(1, len(y))
+    return loss.detach() + scale * (loss - loss.detach())
 
 
 def nll_loss(logits: Tensor, bin_index: Tensor, event: Tensor, alpha: float = 0.0) -> Tensor:
@@ -81,8 +97,15 @@ class Criterion:
         """This target's columns of the logits."""
         return logits[:, self.start : self.start + self.target.width]
 
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor | None:
-        """Mean loss of bags whose label is known, or None. (B, all columns), (B, 2)."""
+    def __call__(
+        self, logits: Tensor, y: Tensor, others: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | None:
+        """Mean loss of bags whose label is known, or None. (B, all columns), (B, 2).
+
+        Args:
+            others: For the Cox loss: log hazards (M,) and labels (M, 2) of bags at risk beside
+                these; see `cox_loss_among`.
+        """
         known = ~torch.isnan(y[:, 0])
         if not known.any():
             return None
@@ -99,6 +122,8 @@ class Criterion:
         if target.task == "regression":
             return F.smooth_l1_loss(z[:, 0], ((first - self.centre) / self.scale).to(z.dtype))
         if target.loss == "cox":
+            if others is not None:
+                return cox_loss_among(z[:, 0], y[known], *others)
             return cox_loss(z[:, 0], first, second)
         bins = torch.as_tensor(np.searchsorted(self.edges, first.cpu().numpy(), side="right"))
         return nll_loss(z, bins.to(z.device), second.to(z.dtype))
@@ -137,20 +162,25 @@ def fit_criterion(
 
 
 def total_loss(
-    out: MILOutput, y: Tensor, criteria: tuple[Criterion, ...], bag_weight: float
+    out: MILOutput,
+    y: Tensor,
+    criteria: tuple[Criterion, ...],
+    bag_weight: float,
+    others: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
     """Bag loss, deep supervision and penalty together; None where no label is known.
 
     Args:
         y: (B, T, 2).
+        others: Log hazards and labels of bags at risk beside these, for the Cox loss.
     """
     terms: list[Tensor] = []
     for t, criterion in enumerate(criteria):
-        loss = criterion(out.logits, y[:, t])
+        loss = criterion(out.logits, y[:, t], others)
         if loss is not None:
             terms.append(bag_weight * loss)
         for deep in out.deep:
-            loss = criterion(deep.logits, y[deep.bag, t])
+            loss = criterion(deep.logits, y[deep.bag, t], others)
             if loss is not None:
                 terms.append(deep.weight * loss)
     if not terms:

@@ -60,7 +60,7 @@ def run_identity(
         for s, f in sorted(cohort.files.items())
     }
     said = {
-        "algorithm": 2,
+        "algorithm": 3,
         "labels": labels,
         "features": content,
         "common": common,

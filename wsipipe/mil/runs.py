@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,8 @@ class Run:
         train, val: Indices of bags.
         y: (B, T, 2) float32 labels; NaN for every bag outside `train` and `val`.
         norm: Mean and spread (D,) of the training part, or None.
+        hazards: (B,) last log hazard of each bag of `train`, NaN elsewhere: the risk set of the Cox
+            loss beyond one step. None for other losses.
         log: One dictionary an epoch.
     """
 
@@ -81,6 +84,7 @@ class Run:
     optimizer: torch.optim.Optimizer | None = None
     scheduler: Any = None
     rng: Tensor | None = None
+    hazards: Tensor | None = None
     batch: int = 1
 
     def prepare(self, device: torch.device) -> None:
@@ -90,11 +94,7 @@ class Run:
         if self.norm is not None:
             self.norm = (self.norm[0].to(device), self.norm[1].to(device))
         n = len(self.train)
-        if any(c.target.loss == "cox" for c in self.criteria):
-            # A risk set of a few patients says next to nothing (of one: nothing at all).
-            self.batch = s.batch_bags or min(64, max(8, n // 4))
-        else:
-            self.batch = s.batch_bags or min(16, max(1, n // 16))
+        self.batch = s.batch_bags or min(16, max(1, n // 16))
         steps = max(1, s.epochs * math.ceil(len(self.train) / self.batch))
         warm = max(1, int(s.warmup * steps))
 
@@ -112,6 +112,20 @@ class Run:
         generator = torch.Generator().manual_seed(self.seed)
         self.rng = generator.get_state()
 
+    @property
+    def cox(self) -> bool:
+        """Does the loss couple bags through risk sets?"""
+        return any(c.target.loss == "cox" for c in self.criteria)
+
+    def at_risk_beside(self, bags: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Last log hazards (M,) and labels (M, 2) of the training bags that are not these."""
+        if self.hazards is None:
+            return None
+        y = self.y[:, 0].to(self.hazards.device)
+        known = ~torch.isnan(self.hazards) & ~torch.isnan(y[:, 0])
+        known[list(bags)] = False
+        return self.hazards[known], y[known]
+
     def normalise(self, x: Tensor) -> Tensor:
         """Features as the model takes them."""
         if self.norm is None:
@@ -127,6 +141,7 @@ class Run:
             "scheduler": self.scheduler.state_dict()["last_epoch"],
             "best": self.best,
             "rng": self.rng,
+            "hazards": self.hazards,
             "numbers": [self.best_loss, self.best_epoch, self.gain_epoch, self.epoch, self.done],
             "log": self.log,
         }
@@ -140,6 +155,7 @@ class Run:
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * rate(self.scheduler.last_epoch)
         self.best, self.rng, self.log = state["best"], state["rng"], list(state["log"])
+        self.hazards = state["hazards"]
         loss, best, gain, epoch, done = state["numbers"]
         self.best_loss, self.best_epoch, self.gain_epoch = float(loss), int(best), int(gain)
         self.epoch, self.done = int(epoch), bool(done)

@@ -18,8 +18,8 @@ class TrainSettings:
         aggregator: A name of the registry; `aggregator_settings` its own arguments.
         epochs: At most so many passes over the training part.
         lr, weight_decay: AdamW's.
-        batch_bags: Bags a step; 0 = a sixteenth of the training part, within 1 and 16;
-            with the Cox loss a quarter, within 8 and 64: its risk set is the batch.
+        batch_bags: Bags a step; 0 = a sixteenth of the training part, within 1 and 16. The risk
+            set of the Cox loss is the whole training part all the same.
         warmup: Share of all steps over which the rate rises; it then falls as a cosine.
         patience: Epochs without a better inner validation loss until a model stops.
         bag_tiles: Tiles that are drawn from a bag a step; 0 = all.
