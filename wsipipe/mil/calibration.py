@@ -79,17 +79,21 @@ def fit_calibration(criterion: Criterion, logits: Array, y: Array) -> dict[str, 
             out["thresholds"] = choose_thresholds(softmax(z / temperature)[:, 1], truth)
         return out
     if criterion.target.task == "survival":
-        risk = raw_risk(criterion.target.loss, z)
+        risk = raw_risk(criterion.target.loss, z, criterion.base)
         spread = float(risk.std()) if len(risk) > 1 else 1.0
         return {"centre": float(risk.mean()) if len(risk) else 0.0, "scale": spread or 1.0}
     return {}
 
 
-def raw_risk(loss: str, z: Array) -> Array:
-    """Higher = sooner. Cox: the log hazard; discrete time: minus the expected bins survived."""
+def raw_risk(loss: str, z: Array, base: Array | float = 0.0) -> Array:
+    """Higher = sooner. Cox: the log hazard; discrete time: minus the expected bins survived.
+
+    Args:
+        base: `Criterion.base` of the discrete-time likelihood.
+    """
     if loss == "cox":
         return z[..., 0]
-    return -np.cumprod(1 / (1 + np.exp(z)), axis=-1).sum(axis=-1)  # type: ignore[no-any-return]
+    return -np.cumprod(1 / (1 + np.exp(z + base)), axis=-1).sum(axis=-1)  # type: ignore[no-any-return]
 
 
 def target_outputs(said: Mapping[str, Any], calibration: Mapping[str, Any], logits: Array) -> Array:
@@ -114,6 +118,8 @@ def target_outputs(said: Mapping[str, Any], calibration: Mapping[str, Any], logi
     if said["task"] == "regression":
         values: Array = z.mean(axis=0) * said["scale"] + said["centre"]
         return values
-    risk: Array = raw_risk(said["loss"], z).mean(axis=0)
+    # Models of earlier versions have no base.
+    base = np.array(said.get("base") or 0.0)
+    risk: Array = raw_risk(said["loss"], z, base).mean(axis=0)
     risk = (risk - calibration.get("centre", 0.0)) / calibration.get("scale", 1.0)
     return risk[:, None]

@@ -84,6 +84,9 @@ class Criterion:
         class_weights: (C,) or None.
         centre, scale: Of regression values; logits are in these units.
         edges: Inner edges of the time bins.
+        base: (bins,) log odds of the training part's hazard in each bin; logits are beside these.
+            Without, all bags first learn that hazards are not 1/2, and those with the strongest
+            features learn it most: risks come out in reverse until that is undone.
     """
 
     target: Target
@@ -92,6 +95,7 @@ class Criterion:
     centre: float = 0.0
     scale: float = 1.0
     edges: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    base: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def columns(self, logits: Tensor) -> Tensor:
         """This target's columns of the logits."""
@@ -126,7 +130,8 @@ class Criterion:
                 return cox_loss_among(z[:, 0], y[known], *others)
             return cox_loss(z[:, 0], first, second)
         bins = torch.as_tensor(np.searchsorted(self.edges, first.cpu().numpy(), side="right"))
-        return nll_loss(z, bins.to(z.device), second.to(z.dtype))
+        base = torch.as_tensor(self.base, dtype=z.dtype, device=z.device)
+        return nll_loss(z + base, bins.to(z.device), second.to(z.dtype))
 
     def describe(self) -> dict[str, Any]:
         """As it goes into `model.json`."""
@@ -136,6 +141,7 @@ class Criterion:
             "centre": self.centre,
             "scale": self.scale,
             "edges": self.edges.tolist(),
+            "base": self.base.tolist(),
         }
 
 
@@ -158,7 +164,12 @@ def fit_criterion(
         return Criterion(target, start)
     events = known[known[:, 1] == 1, 0]
     edges = np.quantile(events, np.linspace(0, 1, target.bins + 1)[1:-1])
-    return Criterion(target, start, edges=edges)
+    last = np.searchsorted(edges, known[:, 0], side="right")
+    alive = np.array([(last >= k).sum() for k in range(target.bins)])
+    died = np.array([known[last == k, 1].sum() for k in range(target.bins)])
+    # Half an event more on either side: no bin is certain.
+    base = np.log((died + 0.5) / (alive - died + 0.5))
+    return Criterion(target, start, edges=edges, base=base)
 
 
 def total_loss(
