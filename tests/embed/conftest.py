@@ -80,11 +80,13 @@ class FakeTask:
         encoders: Sequence[int] = (0,),
         on_prepare: Callable[[], None] | None = None,
         on_read: Callable[[Any], None] | None = None,
+        on_accompany: Callable[[], None] | None = None,
     ) -> None:
         self.slide_id = self.path = f"s{number}"
         self.number, self.count, self.job = number, count, job
         self.stage, self.step_since = "open", 0.0
         self.tile_px, self.on_prepare, self.on_read = tile_px, on_prepare, on_read
+        self.on_accompany = on_accompany
         self.sinks = {index: FakeSink(count) for index in encoders}
         self.finished = self.closed = 0
         self.kept: bool | None = None
@@ -95,6 +97,10 @@ class FakeTask:
         rows = np.arange(self.count)
         jobs = [FakeJob(rows[i : i + self.job]) for i in range(0, self.count, self.job)]
         return [View(self, FakeGrid(self.tile_px, self.count), jobs, self.sinks)]
+
+    def accompany(self) -> None:
+        if self.on_accompany:
+            self.on_accompany()
 
     def saw(self, view: View, rows: Any, tiles: Any, status: Any) -> Any:
         pass

@@ -104,7 +104,7 @@ def test_a_slide_that_cannot_be_prepared_names_its_stage(run_engine: Run) -> Non
     assert_whole(good)
 
 
-@pytest.mark.parametrize("where", ["on_read", "on_prepare"])
+@pytest.mark.parametrize("where", ["on_read", "on_prepare", "on_accompany"])
 def test_a_hanging_slide_is_left_behind(run_engine: Run, where: str) -> None:
     release = threading.Event()
     hanging = FakeTask(0, 30, **{where: lambda *_: release.wait(30)})
@@ -117,6 +117,24 @@ def test_a_hanging_slide_is_left_behind(run_engine: Run, where: str) -> None:
     assert "--slide-timeout" in str(seen.outcomes["s0"].error)
     for task in others:
         assert_whole(task)
+
+
+def test_reading_does_not_wait_for_pictures_but_publishing_does(run_engine: Run) -> None:
+    read = threading.Event()
+    task = FakeTask(1, 20, on_read=lambda job: read.set())
+    seen = []
+
+    def draw() -> None:
+        seen.append(read.wait(5))
+        time.sleep(0.1)
+        seen.append(task.finished == 0)
+
+    task.on_accompany = draw
+    empty = FakeTask(2, 0, on_accompany=lambda: seen.append(empty.finished == 0))
+    run_engine([task, empty])
+    assert seen.count(True) == 3
+    assert_whole(task)
+    assert_whole(empty)
 
 
 def test_a_full_disk_ends_the_run(run_engine: Run) -> None:
@@ -187,7 +205,7 @@ def test_random_faults_never_lock_up_or_mix_rows(run_engine: Run) -> None:
 
     tasks = [
         FakeTask(n, rng.randrange(0, 120), job=rng.randrange(1, 20), on_read=maybe(0.02),
-                 on_prepare=maybe(0.1), tile_px=rng.choice([16, 24]))
+                 on_prepare=maybe(0.1), on_accompany=maybe(0.05), tile_px=rng.choice([16, 24]))
         for n in range(150)
     ]  # fmt: skip
     seen = run_engine(
@@ -220,7 +238,7 @@ def test_whatever_goes_wrong_the_engine_comes_to_an_end(run_engine: Run, seed: i
 
     tasks = [
         FakeTask(n, rng.randrange(0, 60), job=rng.randrange(1, 20), on_read=trouble,
-                 on_prepare=trouble, tile_px=rng.choice([16, 24]))
+                 on_prepare=trouble, on_accompany=trouble, tile_px=rng.choice([16, 24]))
         for n in range(60)
     ]  # fmt: skip
     options = {"buffer_bytes": 2 << 20, "read_timeout_s": 0.5, "grace_s": 1.0}

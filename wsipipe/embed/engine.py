@@ -9,12 +9,13 @@ Every arrow is bounded. The feed holds a few prepared slides; decoders stop when
 lent out; so memory depends on neither the number nor the size of slides. Threads, not processes:
 decoding and forwards release the interpreter lock, and nothing is pickled.
 
-- *Preparers* take the next task and run `Task.prepare` while earlier slides are still embedded.
+- *Preparers* take the next task and run `Task.prepare` while earlier slides are still embedded;
+  then `Task.accompany` (pictures) while this one is read already.
 - *Decoders* take one read job at a time, across slides, into a buffer lent by the pool.
 - *Streams* take batches. On a GPU there is one, which launches the next forward before it fetches
   the last one's rows. On CPU there are as many as processors, each with a thread of its own: no
   barriers, so a stolen core costs its share and no more.
-- The *publisher* runs `Task.finish` when a slide's last row is in, so that compressing, fsync and
+- The *publisher* runs `Task.finish` when a slide's last row and its pictures are in, so that compressing, fsync and
   rename stall nobody.
 - The *caller's thread* keeps the books: it alone decides that a task is done, failed or abandoned,
   watches for reads that hang, for the request to stop, and reports progress.

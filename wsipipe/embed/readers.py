@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from wsipipe.embed.guard import Guard
 from wsipipe.embed.mailbox import Began, Exhausted, Mailbox, Over
 from wsipipe.embed.results import Results
 from wsipipe.embed.trace import Trace
-from wsipipe.embed.work import Chunk, Progress
+from wsipipe.embed.work import Chunk, Progress, View
 from wsipipe.errors import ReadError
 
 __all__ = ["PREPARERS", "Readers"]
@@ -41,6 +41,7 @@ class _Worker:
     progress: Progress | None = None
     buffer: Buffer | None = None
     since: float = 0.0
+    fed: bool = False  # what it prepared is in the feed
     left_behind: bool = False
     thread: threading.Thread | None = None
 
@@ -102,10 +103,10 @@ class Readers:
                     continue
                 worker.left_behind = True
             self._workers.remove(worker)
-            if worker.kind == "prepare":
-                self._feed.release()
-            else:
+            if worker.kind == "decode":
                 self._batcher.decoding(-1)
+            elif not worker.fed:
+                self._feed.release()
             if worker.buffer is not None:
                 self._pool.forget(worker.buffer)
             self._launch(worker.kind)
@@ -145,22 +146,43 @@ class Readers:
                 self._trace.span("prepare", slide=task.slide_id),
             ):
                 views = task.prepare()
-            if self._away(worker, progress):
-                return
             if views is None:
+                if self._away(worker, progress):
+                    return
                 self._feed.release()
                 continue
-            progress.queue = [(view, job) for view in views for job in view.jobs]
-            # Views that share what they decode are read together, down the slide.
-            progress.queue.sort(key=lambda pair: pair[1].index)
-            progress.jobs_left = len(progress.queue)
-            progress.rows_left = sum(len(view.wanted(job.rows)) for view, job in progress.queue)
-            if progress.queue:
-                self._feed.add(progress)
-            else:
-                self._feed.release()
-                progress.begun = True
-                self._results.publish(progress)
+            if not self._hand_on(worker, progress, views):
+                self._away(worker, progress)
+                return
+            done = False
+            with (
+                Guard(lambda error, p=progress: self._mailbox.failed(p, p.task.stage, error)),  # type: ignore[misc]
+                self._trace.span("accompany", slide=task.slide_id),
+            ):
+                task.accompany()
+                done = True
+            if self._away(worker, progress):
+                return
+            if done:
+                self._results.accompanied(progress)
+
+    def _hand_on(self, worker: _Worker, progress: Progress, views: Sequence[View]) -> bool:
+        """Decoders may read the slide from now on; false if the worker was given up meanwhile."""
+        progress.queue = [(view, job) for view in views for job in view.jobs]
+        # Views that share what they decode are read together, down the slide.
+        progress.queue.sort(key=lambda pair: pair[1].index)
+        progress.jobs_left = len(progress.queue)
+        progress.rows_left = sum(len(view.wanted(job.rows)) for view, job in progress.queue)
+        progress.begun = not progress.queue
+        with self._lock:
+            if worker.left_behind:
+                return False
+            worker.fed = True
+        if progress.queue:
+            self._feed.add(progress)
+        else:
+            self._feed.release()
+        return True
 
     # ---- decoding ------------------------------------------------------------------------------
 
@@ -221,7 +243,7 @@ class Readers:
 
     def _at(self, worker: _Worker, progress: Progress) -> None:
         with self._lock:
-            worker.since, worker.progress = time.monotonic(), progress
+            worker.since, worker.progress, worker.fed = time.monotonic(), progress, False
 
     def _away(self, worker: _Worker, progress: Progress) -> bool:
         """The worker has come back from foreign code; true if it was given up meanwhile."""

@@ -57,13 +57,17 @@ class Results:
         """So many rows are in their sinks, or were left out by the task."""
         with self._lock:
             progress.rows_left -= rows
-            whole = rows > 0 and progress.rows_left == 0
+            whole = rows > 0 and progress.rows_left == 0 and progress.accompanied
         if whole:
-            self.publish(progress)
+            self._whole.put(progress)
 
-    def publish(self, progress: Progress) -> None:
-        """Nothing of the slide is missing."""
-        self._whole.put(progress)
+    def accompanied(self, progress: Progress) -> None:
+        """`Task.accompany` has come back."""
+        with self._lock:
+            progress.accompanied = True
+            whole = progress.rows_left == 0
+        if whole:
+            self._whole.put(progress)
 
     def _publish_loop(self) -> None:
         while (progress := self._whole.get()) is not None:

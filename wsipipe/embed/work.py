@@ -67,6 +67,10 @@ class Task(Protocol):
     def prepare(self) -> Sequence[View]:
         """Open, find tissue, lay the grid, plan. Runs ahead in a thread."""
 
+    def accompany(self) -> None:
+        """What reading need not wait for: pictures. In the thread of `prepare`, right after it;
+        `finish` comes when this is over and all rows are in."""
+
     def saw(
         self, view: View, rows: Rows, tiles: TileArray, status: Status
     ) -> NDArray[np.bool_] | None:
@@ -94,6 +98,7 @@ class Progress:
     rows_left: int = 0  # not yet in their sinks
     jobs_left: int = 0  # not yet issued
     reading: int = 0  # threads inside the slide: preparing it or reading
+    accompanied: bool = False  # `Task.accompany` has come back
     begun: bool = False
     over: bool = False  # finished, failed or abandoned: what still arrives is dropped
     queue: list[tuple[View, Any]] = field(default_factory=list)

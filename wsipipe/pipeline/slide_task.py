@@ -109,7 +109,7 @@ class SlideTask:
         return time.monotonic() - self._begun if self._begun else 0.0
 
     def prepare(self) -> Sequence[View]:
-        """Open, find tissue, lay the grid, plan the reads; publish outline and picture."""
+        """Open, find tissue, lay the grid, plan the reads; publish the outline."""
         self._begun = time.monotonic()
         self.record = self.run.records.begin(
             self.slide_id, self.path, [target.folder for target in self.plan.todo]
@@ -118,13 +118,17 @@ class SlideTask:
         tissue = self._step("tissue", lambda: self._find_tissue(slide))
         self._tissue = tissue
         views = self._step("grid", lambda: self._lay_grids(slide, tissue))
-        grid = views[0].grid
         self.tiles = sum(len(view.grid) for view in views)
-        self._step(
-            "thumbnail",
-            lambda: publish_picture(self.run.settings.out, self.slide_id, slide, tissue, grid),
-        )
         return views
+
+    def accompany(self) -> None:
+        """Publish the picture; tiles are read meanwhile."""
+        self._step("thumbnail", lambda: self._draw(self._views[0][0].grid))
+
+    def _draw(self, grid: TileGrid) -> None:
+        assert self._slide is not None
+        assert self._tissue is not None
+        publish_picture(self.run.settings.out, self.slide_id, self._slide, self._tissue, grid)
 
     def _open(self) -> Slide:
         settings, path = self.run.settings, self.path
@@ -269,14 +273,7 @@ class SlideTask:
         for view, sinks in self._views:
             kept = self._kept(view)
             if kept is not None and view is self._views[0][0]:
-                assert self._tissue is not None
-                publish_picture(
-                    self.run.settings.out,
-                    self.slide_id,
-                    self._slide,
-                    self._tissue,
-                    view.grid.pick(kept),
-                )
+                self._draw(view.grid.pick(kept))
             for sink in sinks:
                 self._publish(self._slide, view, kept, sink)
             if (quality := self._quality.get(view)) is not None:
