@@ -57,7 +57,7 @@ def normalise(images: Tensor, spec: Views) -> Tensor:
         return images
     mean = torch.tensor(spec.mean, device=images.device, dtype=images.dtype)[None, :, None, None]
     std = torch.tensor(spec.std, device=images.device, dtype=images.dtype)[None, :, None, None]
-    return (images - mean).mul_(1 / std)
+    return torch.addcmul(-mean / std, images, 1 / std)  # one pass over the pixels
 
 
 def crop_boxes(n: int, crop: Crop, generator: torch.Generator) -> Tensor:
@@ -149,8 +149,9 @@ class ViewMaker:
         view = self._blurred(view, spec.blur_p[kind], n, rows, generator)
         turned = torch.rand(n, generator=generator)[rows] < spec.solarize_p[kind]
         if turned.any():
-            at = turned.to(images.device)[:, None, None, None]
-            view = torch.where(at & (view >= 0.5), 1 - view, view)
+            at = turned.nonzero()[:, 0].to(view.device)
+            chosen = view[at]
+            view[at] = torch.minimum(chosen, 1 - chosen)  # 1 − x where x >= 0.5, else x
         return normalise(view, spec)
 
     def _geometry(self, n: int, crop: Crop, generator: torch.Generator) -> Tensor:
@@ -230,11 +231,11 @@ def _shrink(images: Tensor, crop: Crop) -> Tensor:
 
 
 def _sample(images: Tensor, theta: Tensor, px: int, turned: bool) -> Tensor:
-    # As F.affine_grid, whose matrix product takes three times as long as these sums.
+    # As F.affine_grid, whose matrix product takes three times as long as these sums; x and y lie
+    # in planes of their own, which sums and sampling go through faster than through pairs.
     at = (2 * torch.arange(px, device=images.device, dtype=images.dtype) + 1) / px - 1
-    x, y = at[None, None, :, None], at[None, :, None, None]
-    m = theta[:, None, None]
-    grid = m[..., 0] * x + (m[..., 1] * y + m[..., 2])
+    m = theta[..., None, None]
+    grid = (m[:, :, 0] * at + (m[:, :, 1] * at[:, None] + m[:, :, 2])).permute(0, 2, 3, 1)
     # Only turned crops reach beyond the tile; within it both ways give the same.
     padding = "reflection" if turned else "border"
     return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
@@ -296,10 +297,28 @@ def gaussian_blur(images: Tensor, sigma: Tensor, taps: int = 9) -> Tensor:
     x = torch.arange(taps, device=images.device, dtype=images.dtype) - taps // 2
     kernel = (-0.5 * (x[None] / sigma[:, None]) ** 2).exp()
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    if images.device.type == "cpu":
+        return _blurred_planes(images, kernel)
     weight = kernel.repeat_interleave(c, dim=0)
     flat = F.pad(images.reshape(1, b * c, h, w), [taps // 2] * 4, mode="reflect")
     flat = F.conv2d(flat, weight[:, None, None, :], groups=b * c)
     return F.conv2d(flat, weight[:, None, :, None], groups=b * c).view(b, c, h, w)
+
+
+def _blurred_planes(images: Tensor, kernel: Tensor) -> Tensor:
+    # A depthwise convolution on a CPU takes 7 times as long (68 ms against 9 for 29 x 3 planes of
+    # 224 px): with one channel a group nothing is left to vectorise over.
+    import cv2
+
+    blurred = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for image, out, weights in zip(
+        images.numpy(), blurred.numpy(), kernel.double().numpy(), strict=True
+    ):
+        for plane, target in zip(image, out, strict=True):
+            cv2.sepFilter2D(
+                plane, -1, weights, weights, dst=target, borderType=cv2.BORDER_REFLECT_101
+            )
+    return blurred
 
 
 def patch_shuffle(images: Tensor, order: Tensor, grid: int) -> Tensor:
