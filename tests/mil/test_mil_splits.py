@@ -160,3 +160,33 @@ def test_site_preserved_folds_on_real_cohorts(mil_data):
         for site, fold in zip(sites, found.fold_of, strict=True):
             folds.setdefault(site, set()).add(int(fold))
         assert all(len(v) == 1 for v in folds.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("slide_id,fold\na,0\nb,train\n", r"s\.csv, line 3: fold is 'train', not a number"),
+        ("slide_id,fold\na,\n", r"s\.csv, line 2: fold is '', not a number"),
+        ("slide_id,repeat,fold,part\na,x,0,test\n", r"s\.csv, line 2: repeat is 'x'"),
+        ("slide_id,repeat,fold,part\na,0,-1,test\n", r"s\.csv, line 2: fold is '-1'"),
+        ("case_id,slide_id,fold_0\na,a,held\n", r"s\.csv, line 2: fold_0 is 'held'"),
+    ],
+)
+def test_a_fold_that_is_none_names_file_and_line(tmp_path, text, match):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        read_splits(tmp_path / "s.csv", {"a": "a", "b": "b"})
+
+
+def test_a_fold_that_is_none_ends_the_command_with_2(cohort, capsys):
+    from wsipipe.cli import main
+
+    (cohort / "s.csv").write_text("slide_id,fold\ns00,a\n")
+    files = {"features": "features", "labels": "labels.csv", "splits": "s.csv", "out": "out"}
+    paths = [x for k, v in files.items() for x in (f"--{k}", str(cohort / v))]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *paths, "--target", "label"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "line 2: fold is 'a'" in said
+    assert "train, val or test" in said

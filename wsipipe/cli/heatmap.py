@@ -81,6 +81,12 @@ def command(
         files = {s: files[s] for s in slide_id}
     for note in ensemble.check_features(files.values()):
         typer.echo(note, err=True)
+    if ensemble.slides_together:
+        typer.echo(
+            "The model was judged on all slides of a patient as one bag; a map shows what it makes "
+            "of the slide alone.",
+            err=True,
+        )
     if not 0 <= target < len(ensemble.info["targets"]):
         raise ConfigError(f"--target {target}: the model has {len(ensemble.info['targets'])}.")
     paths = _slide_paths(slides)

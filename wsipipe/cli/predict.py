@@ -18,6 +18,10 @@ def command(
         Path | None,
         typer.Option(help="Evaluate on this outside cohort, thresholds frozen."),
     ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help=".csv: slide_id, patient_id; for models trained with --slides-together."),
+    ] = None,
     feature_key: Annotated[
         str | None, typer.Option(help="Dataset, where a file holds several encoders.")
     ] = None,
@@ -32,6 +36,9 @@ def command(
 
       wsipipe predict --model wsipipe-mil --features other/features/phikon --labels other.csv
                                                    an outside cohort, at frozen thresholds
+
+      wsipipe predict --model wsipipe-mil --features new-out/features/phikon --patients new.csv
+                                                   a model of --slides-together: one bag a patient
 
     Features of another encoder, mpp or tile size are refused, and so is an outside cohort that
     shares patients or slides with the training cohort.
@@ -48,6 +55,7 @@ def command(
         features,
         out,
         labels=labels,
+        patients=patients,
         feature_key=feature_key,
         device=device,
         say=lambda text: typer.echo(text, err=True),

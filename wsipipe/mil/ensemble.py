@@ -171,6 +171,11 @@ class Ensemble:
         """Of the first fold; the folds agree in all that matters here."""
         return self.folds[0].info
 
+    @property
+    def slides_together(self) -> bool:
+        """Was the model trained and judged on all slides of a patient as one bag?"""
+        return bool(self.info.get("slides_together"))
+
     def check_features(self, files: Iterable[BagFile]) -> list[str]:
         """Refuse features of another encoder, mpp, tile size or dimension.
 
@@ -191,33 +196,27 @@ class Ensemble:
                         f"{file.path}: {key} is {found[key]!r}, the model knows {value!r}.",
                         "Extract the slides with the encoder, mpp and tile size of the model.",
                     )
-        notes = [
+        return [
             f"{count} feature file(s) do not say their {key}; the model knows {wanted[key]!r}: "
             "taken on trust."
             for key, count in silent.items()
             if count
         ]
-        if self.info.get("slides_together"):
-            notes.append(
-                "The model was judged on all slides of a patient as one bag; here each slide "
-                "speaks for itself."
-            )
-        return notes
 
     def seen(self, names: Sequence[str]) -> list[str]:
         """Those slides or patients that took part in training."""
         known = set(self.info["cohort_digests"])
         return [n for n in names if name_digest(n) in known]
 
-    def folds_for(self, slide_id: str) -> tuple[list[FoldModel], bool]:
-        """The folds that may speak about a slide, and whether it was held out by them.
+    def folds_for(self, *slides: str) -> tuple[list[FoldModel], bool]:
+        """The folds that may speak about slides of one patient, and whether they held them out.
 
         A slide of the training cohort is left to the folds that tested it; an unknown slide, or one
         that all folds learned from, is everybody's.
         """
-        mark = name_digest(slide_id)
-        if mark in self.info["cohort_digests"]:
-            own = [f for f in self.folds if mark in f.info["test_digests"]]
+        marks = {name_digest(s) for s in slides}
+        if marks & set(self.info["cohort_digests"]):
+            own = [f for f in self.folds if marks & set(f.info["test_digests"])]
             if own:
                 return own, True
         return self.folds, False

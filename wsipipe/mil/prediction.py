@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 
 from wsipipe.errors import ConfigError
-from wsipipe.mil.bags import find_bags
+from wsipipe.mil.bags import BagFile, find_bags
 from wsipipe.mil.bank import FeatureBank, all_finite
-from wsipipe.mil.cohort import join_cohort, read_table
+from wsipipe.mil.cohort import join_cohort, match_slides, read_table
 from wsipipe.mil.ensemble import Ensemble, load_ensemble
 from wsipipe.mil.evaluation import OutOfFold, evaluate
 from wsipipe.mil.fitting import pick_device
@@ -47,6 +48,7 @@ def predict(
     out: str | Path | None = None,
     *,
     labels: str | Path | None = None,
+    patients: str | Path | None = None,
     feature_key: str | None = None,
     device: str = "auto",
     say: Callable[[str], None] | None = None,
@@ -60,9 +62,13 @@ def predict(
             the folds), `tiles`.
         labels: Evaluate on an outside cohort: thresholds and calibration stay as they are, and
             patients of the training cohort are refused.
+        patients: .csv with `slide_id` and `patient_id`, for a model that was trained with
+            `slides_together`: the slides of a patient are one bag, and each is given the patient's
+            prediction. Where `labels` name patients, they need not be given again.
 
     Raises:
-        ConfigError: Features of another kind, or an outside cohort that is not outside.
+        ConfigError: Features of another kind, an outside cohort that is not outside, or `patients`
+            for a model that looks at single slides.
     """
     from wsipipe.store.publish import publish_text
 
@@ -83,25 +89,64 @@ def predict(
     rows, skipped = [], []
     targets = [Target.from_description(t) for t in ensemble.info["targets"]]
     outputs: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
-    for slide_id in files:
-        bag = bank.array(slide_id)
-        if len(bag) == 0:
-            skipped.append(slide_id)
+    for members in _bags(ensemble, files, patients, labels, say):
+        parts = {s: bank.array(s) for s in members}
+        skipped += [s for s, part in parts.items() if len(part) == 0]
+        parts = {s: part for s, part in parts.items() if len(part)}
+        for slide_id, part in parts.items():
+            if not all_finite(part):
+                raise ConfigError(f"{files[slide_id].path}: NaN in the features of readable tiles.")
+        if not parts:
             continue
-        if not all_finite(bag):
-            raise ConfigError(f"{files[slide_id].path}: NaN in the features of readable tiles.")
+        bag = next(iter(parts.values())) if len(parts) == 1 else np.concatenate([*parts.values()])
+        speakers = Ensemble(ensemble.folds_for(*parts)[0])
         for t, target in enumerate(targets):
             with torch.no_grad():
-                chosen, _ = ensemble.folds_for(slide_id)
-                said, spread, _ = Ensemble(chosen).predict(bag, t)
-            outputs[slide_id, t] = said
-            rows.append(_row(slide_id, target, said, spread, len(bag), len(targets) > 1))
+                said, spread, _ = speakers.predict(bag, t)
+            for slide_id, part in parts.items():
+                outputs[slide_id, t] = said
+                rows.append(_row(slide_id, target, said, spread, len(part), len(targets) > 1))
+    place_of = {s: i for i, s in enumerate(files)}
+    rows.sort(key=lambda r: place_of[r["slide_id"]])
     for slide_id in skipped:
         say(f"{slide_id}: no readable tile, no prediction.")
     metrics = _external(ensemble, targets, labels, files, outputs) if labels is not None else None
     if out is not None:
         publish_text(Path(out), _csv(rows))
     return PredictResult(tuple(rows), tuple(skipped), tuple(seen), metrics)
+
+
+def _bags(
+    ensemble: Ensemble,
+    files: Mapping[str, BagFile],
+    patients: str | Path | None,
+    labels: str | Path | None,
+    say: Callable[[str], None],
+) -> list[tuple[str, ...]]:
+    """What is predicted as one: a slide, or all slides of a patient, in the order of the table."""
+    if not ensemble.slides_together:
+        if patients is not None:
+            raise ConfigError(
+                "--patients: this model looks at single slides.",
+                "Leave it out, or train with --slides-together.",
+            )
+        return [(s,) for s in files]
+    table = patients or labels
+    rows = [] if table is None else read_table(table)
+    if patients is not None and not {"slide_id", "patient_id"} <= set(rows[0]):
+        raise ConfigError(f"{patients}: no columns slide_id and patient_id.")
+    named = {r["slide_id"]: r["patient_id"] for r in rows if r.get("patient_id")}
+    match = match_slides(list(named), files)
+    together: dict[str, list[str]] = defaultdict(list)
+    for name, slide_id in match.items():
+        together[named[name]].append(slide_id)
+    alone = [(s,) for s in files if s not in set(match.values())]
+    if alone:
+        say(
+            "The model was judged on all slides of a patient as one bag; the patients of "
+            f"{len(alone)} slide(s) are not known (--patients), each speaks for itself."
+        )
+    return [*map(tuple, together.values()), *alone]
 
 
 def _row(

@@ -55,7 +55,7 @@ def read_splits(path: str | Path, patient_of: Mapping[str, str]) -> list[Fold]:
     name = next((c for c in ("slide_id", "patient_id", "case_id") if c in columns), None)
     if name and numbered:
         return [
-            _fold(_grouped(rows, name, column), 0, k, patient_of, path)
+            _fold(_grouped(rows, name, column, path), 0, k, patient_of, path)
             for k, column in enumerate(numbered)
         ]
     if name and "fold" in columns:
@@ -77,13 +77,18 @@ def _clam(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
     return {p: [r[p] for r in rows if r.get(p)] for p in _PARTS}
 
 
-def _grouped(rows: Sequence[Mapping[str, str]], name: str, column: str) -> dict[str, list[str]]:
+def _grouped(
+    rows: Sequence[Mapping[str, str]], name: str, column: str, path: Path
+) -> dict[str, list[str]]:
     out: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
+    for line, row in enumerate(rows, start=2):
         if row[column] in _PARTS:
             out[row[column]].append(row[name])
         elif row[column]:
-            raise ConfigError(f"Column '{column}' holds {row[column]!r}, not train, val or test.")
+            raise ConfigError(
+                f"{path}, line {line}: {column} is {row[column]!r}.",
+                "It is train, val or test, or empty.",
+            )
     return out
 
 
@@ -91,12 +96,11 @@ def _ours(
     rows: Sequence[Mapping[str, str]], name: str, patient_of: Mapping[str, str], path: Path
 ) -> list[Fold]:
     table: dict[tuple[int, int], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    if "part" in rows[0]:
-        for row in rows:
-            table[int(row.get("repeat") or 0), int(row["fold"])][row["part"]].append(row[name])
-    else:
-        for row in rows:
-            table[int(row.get("repeat") or 0), int(row["fold"])]["test"].append(row[name])
+    given = "part" in rows[0]
+    for line, row in enumerate(rows, start=2):
+        place = (_number(row, "repeat", path, line), _number(row, "fold", path, line))
+        table[place][row["part"] if given else "test"].append(row[name])
+    if not given:
         for (repeat, fold), parts in table.items():
             parts["train"] = [
                 s
@@ -105,6 +109,23 @@ def _ours(
                 for s in other["test"]
             ]
     return [_fold(p, r, f, patient_of, path) for (r, f), p in sorted(table.items())]
+
+
+def _number(row: Mapping[str, str], column: str, path: Path, line: int) -> int:
+    text = row.get(column, "")
+    if column == "repeat" and not text:
+        return 0
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise ConfigError(
+            f"{path}, line {line}: {column} is {text!r}, not a number from 0 on.",
+            "Columns are slide_id,fold (the fold that tests it) or slide_id,repeat,fold,part with "
+            "part = train, val or test.",
+        )
+    return value
 
 
 def _stamp(path: Path, patient_of: Mapping[str, str]) -> list[Fold]:
