@@ -35,6 +35,7 @@ _PUBLIC = {
     "ReadError": "wsipipe.errors",
     "TissueError": "wsipipe.errors",
     "EncoderError": "wsipipe.errors",
+    "ModelError": "wsipipe.errors",
     "UnknownEncoderError": "wsipipe.errors",
     "GatedEncoderError": "wsipipe.errors",
     "WeightsError": "wsipipe.errors",
