@@ -1,6 +1,10 @@
 """MIL training speed against a loop that takes one bag a step, in one run on one machine.
 
-    python benchmarks/mil.py [--bags 60] [--rounds 1] [--many] [--million] [--quick]
+    python benchmarks/mil.py [--only ROW,ROW] [--rounds 1] [--data FOLDER] [--quick]
+
+Each row can be run alone; a ratio is printed where its two rows stand in one run. --data keeps the
+bags for the next run. Rows: one-bag-256, one-bag-384, cached-384, torchmil-384, ours-256, ours-384,
+ours-tile-384, floor, read, memory, and (only when named, or with --all) many, million.
 
 60 synthetic bags of 1,000 to 15,000 tiles x 1,024 fp16 (42 to train on, 18 to validate), gated
 attention MIL 512-384. The baselines are re-enacted from their descriptions, not copied:
@@ -9,6 +13,9 @@ attention MIL 512-384. The baselines are re-enacted from their descriptions, not
   epoch from a float32 `.pt` file; gated attention with 256 units ("small") or 384 ("big"), dropout
   .25, instance loss on the 8 most and least attended tiles, Adam.
 * cached loop: every bag cached in memory in fp32, one bag a step, 384 units, dropout .25.
+
+torchmil is run itself (its Trainer, ABMIL and dataset, bags cached in memory beforehand), where it
+is installed: `pip install torchmil`. Without, its row says so.
 
 bf16 is used where the CPU has AMX. Elsewhere matrix products bound everybody: their share is
 printed as lines of their own, measured here ("floor"). Ours drops units of all tiles together
@@ -20,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import resource
 import subprocess
 import sys
@@ -47,16 +55,23 @@ CPU = torch.device("cpu")
 
 
 def make_bags(folder: Path, count: int, low: int, high: int) -> np.ndarray:
-    """Write feature files (contiguous fp16) and float32 `.pt` copies; returns the lengths."""
+    """Write feature files (contiguous fp16) and float32 copies; returns the lengths."""
     rng = np.random.default_rng(0)
     lengths = np.exp(rng.uniform(np.log(low), np.log(high), count)).astype(int)
-    for name in ("h5", "pt"):
-        (folder / name).mkdir()
+    lengths[-1] = high
+    done = folder / f"bags-{count}-{low}-{high}"
+    if done.is_file():
+        return lengths
+    for name in ("h5", "pt", "npy", "y"):
+        (folder / name).mkdir(parents=True)
     for i, n in enumerate(lengths):
         x = rng.standard_normal((n, DIM), dtype=np.float32).astype(np.float16)
         with h5py.File(folder / "h5" / f"b{i:03}.h5", "w") as h5:
             h5["features"] = x
         torch.save(torch.from_numpy(x.astype(np.float32)), folder / "pt" / f"b{i:03}.pt")
+        np.save(folder / "npy" / f"b{i:03}.npy", x.astype(np.float32))
+        np.save(folder / "y" / f"b{i:03}.npy", np.float32(i % 2))
+    done.touch()
     return lengths
 
 
@@ -117,6 +132,40 @@ def one_bag_epoch(files: list[Path], y: np.ndarray, attention: int, cache: bool)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def torchmil_epoch(folder: Path, names: list[str]) -> float | None:
+    """Seconds of an epoch of torchmil's trainer, gated ABMIL 512-384; None where it is not here."""
+    if importlib.util.find_spec("torchmil") is None:
+        return None
+    from torchmil.data import collate_fn
+    from torchmil.datasets import ProcessedMILDataset
+    from torchmil.models import ABMIL
+    from torchmil.utils import Trainer
+
+    def loader(which: list[str]) -> torch.utils.data.DataLoader:
+        bags = ProcessedMILDataset(
+            str(folder / "npy"), str(folder / "y"), bag_names=which, bag_keys=["X", "Y"]
+        )
+        for i in range(len(bags)):
+            _ = bags[i]  # read before the clock runs: it keeps all bags in memory
+        return torch.utils.data.DataLoader(bags, 1, shuffle=True, collate_fn=collate_fn)
+
+    torch.manual_seed(0)
+    reduce = nn.Sequential(nn.Linear(DIM, 512), nn.ReLU(), nn.Dropout(0.25))
+    model = ABMIL(in_shape=(DIM,), att_dim=384, gated=True, feat_ext=reduce)
+    trainer = Trainer(
+        model, torch.optim.Adam(model.parameters(), 1e-4), device="cpu", disable_pbar=True,
+        verbose=False,
+    )  # fmt: skip
+    bags, shortest = (
+        loader(names),
+        min(names, key=lambda n: (folder / "npy" / f"{n}.npy").stat().st_size),
+    )
+    one = loader([shortest])  # its trainer always validates; one short bag
+    start = time.perf_counter()
+    trainer.train(1, bags, one)
     return time.perf_counter() - start
 
 
@@ -204,89 +253,143 @@ def _anonymous_peak() -> float:
     return round(peak - mapped, 1)
 
 
+class Bench:
+    """The bags, and a method a row; each returns seconds, or prints its own line."""
+
+    def __init__(self, folder: Path, lengths: np.ndarray) -> None:
+        self.folder, self.lengths = folder, lengths
+        self.y = np.arange(len(lengths)) % 2
+        self.n_train = len(lengths) * 7 // 10
+        self.pt = sorted((folder / "pt").iterdir())
+        self.found = find_bags(folder / "h5")
+        self.precision = resolve_precision("auto", CPU, float(lengths.mean()))
+        self.trained = int(lengths[: self.n_train].sum())
+
+    def one_bag(self, units: int, cache: bool = False) -> float:
+        return one_bag_epoch(self.pt[: self.n_train], self.y, units, cache)
+
+    def torchmil(self) -> float | None:
+        return torchmil_epoch(self.folder, [p.stem for p in self.pt[: self.n_train]])
+
+    def ours(self, units: int, by_tile: bool = False) -> float:
+        bags = BagSet(FeatureBank(self.found, budget_bytes=0), tuple((s,) for s in self.found))
+        return ours_epoch(bags, self.y, self.n_train, self.precision, units, by_tile)
+
+    def floor(self) -> None:
+        for what, sizes in (
+            ("256 units", (512, 256)), ("384 units", (512, 384)),
+            ("384 units, a quarter of all units dropped", (384, 288)),
+        ):  # fmt: skip
+            took = floor_seconds(self.trained, *sizes)
+            print(f"floor: products alone, fp32, {what:42} {took:5.2f} s")
+
+    def read(self) -> None:
+        longest = max(self.found.values(), key=lambda f: f.rows)
+        bank = FeatureBank({longest.slide_id: longest}, budget_bytes=0)
+        reads = []
+        for _ in range(10):
+            start = time.perf_counter()
+            float(bank.get(longest.slide_id)[-1, -1])
+            reads.append(time.perf_counter() - start)
+        print(f"warm read of {longest.rows:,} tiles: {1000 * min(reads):.1f} ms (bar: 15)")
+
+    def memory(self) -> None:
+        peak = peak_mb("train", self.folder, [])
+        print(f"peak memory of training: {peak:.0f} MB, all of the process (bar: 1,300)")
+
+    def many(self) -> None:
+        bags = BagSet(FeatureBank(self.found), tuple((s,) for s in self.found))
+        runs = our_runs(15, self.y, self.n_train, 384, 5)
+        start = time.perf_counter()
+        fit_runs(runs, bags, device=CPU, precision=self.precision)
+        took = time.perf_counter() - start
+        one = one_bag_epoch(self.pt[: len(self.pt) * 4 // 5], self.y, 256, False)
+        print(f"5 folds x 3 seeds: {took:.1f} s, {took / (15 * one):.2f} of 15 one-bag (bar: .6)")
+
+    def million(self) -> None:
+        target = self.folder / "million"
+        target.mkdir(exist_ok=True)
+        with h5py.File(target / "m.h5", "w") as h5:
+            data = h5.create_dataset("features", (1_000_000, DIM), np.float16)
+            part = np.random.default_rng(0).standard_normal((50_000, DIM)).astype(np.float16)
+            for start_row in range(0, 1_000_000, 50_000):
+                data[start_row : start_row + 50_000] = part
+        print(f"1,000,000 tiles: {peak_mb('million', self.folder, []):.0f} MB beside mapped pages")
+        (target / "m.h5").unlink()
+
+
+TIMED = {
+    "one-bag-256": ("one-bag loop, 256 units", lambda b: b.one_bag(256)),
+    "one-bag-384": ("one-bag loop, 384 units", lambda b: b.one_bag(384)),
+    "cached-384": ("cached fp32 loop, 384 units", lambda b: b.one_bag(384, True)),
+    "torchmil-384": ("torchmil, 384 units", Bench.torchmil),
+    "ours-256": ("wsipipe, mapped, 256 units", lambda b: b.ours(256)),
+    "ours-384": ("wsipipe, mapped, 384 units", lambda b: b.ours(384)),
+    "ours-tile-384": ("wsipipe, dropout by tile, 384 units", lambda b: b.ours(384, True)),
+}
+OTHERS = {"floor": Bench.floor, "read": Bench.read, "memory": Bench.memory}
+LONG = {"many": Bench.many, "million": Bench.million}
+BARS = (
+    ("one-bag-256", "ours-256", 1.6),
+    ("one-bag-384", "ours-384", 1.6),
+    ("torchmil-384", "ours-384", 2.4),
+)
+
+
+def run_rows(bench: Bench, only: list[str], rounds: int) -> None:
+    """Rows in turn, round by round; the best of each, and the ratios that the run allows."""
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, (what, go) in TIMED.items():
+            if name not in only:
+                continue
+            took = go(bench)
+            if took is None:
+                print(f"  {what:40} skipped: not installed (pip install torchmil)", flush=True)
+                continue
+            times.setdefault(name, []).append(took)
+            # Said at once: a run that is cut off has still measured something.
+            print(f"  {what:40} {took:7.2f} s", flush=True)
+            gc.collect()
+    best = {name: min(values) for name, values in times.items()}
+    for slow, fast, bar in BARS:
+        if slow in best and fast in best:
+            print(f"{fast} is {best[slow] / best[fast]:.2f} x as fast as {slow} (bar: {bar})")
+    for name, row in {**OTHERS, **LONG}.items():
+        if name in only:
+            row(bench)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bags", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a tenth of the tiles")
-    parser.add_argument("--million", action="store_true", help="also a bag of 1,000,000 tiles")
-    parser.add_argument("--many", action="store_true", help="also 5 folds x 3 seeds")
+    parser.add_argument("--only", help="rows, with commas between")
+    parser.add_argument("--all", action="store_true", help="the long rows too")
+    parser.add_argument("--data", type=Path, help="folder of the bags, made once and kept")
     parser.add_argument("--child")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    n_train = args.bags * 7 // 10
     if args.child:
         child(args.child, args.folder, len(find_bags(args.folder / "h5")) * 7 // 10)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    rows = [*TIMED, *OTHERS, *LONG]
+    only = args.only.split(",") if args.only else rows if args.all else [*TIMED, *OTHERS]
+    if set(only) - set(rows):
+        parser.error(f"rows are {', '.join(rows)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.data or Path(temporary)
         scale = 10 if args.quick else 1
-        lengths = make_bags(folder, args.bags, 1000 // scale, 15000 // scale)
-        y = np.arange(args.bags) % 2
-        print(f"{args.bags} bags, {lengths.sum():,} tiles; {lengths[:n_train].sum():,} trained on")
-        files = sorted((folder / "pt").iterdir())[:n_train]
-        found = find_bags(folder / "h5")
-        precision = resolve_precision("auto", CPU, float(lengths.mean()))
-        times: dict[str, list[float]] = {}
-        for _ in range(args.rounds):
-            mapped = BagSet(FeatureBank(found, budget_bytes=0), tuple((s,) for s in found))
-            for what, go in (
-                ("one-bag loop (256 units)", lambda: one_bag_epoch(files, y, 256, False)),
-                ("one-bag loop (384 units)", lambda: one_bag_epoch(files, y, 384, False)),
-                ("cached fp32 loop (384 units)", lambda: one_bag_epoch(files, y, 384, True)),
-                *(
-                    (
-                        f"wsipipe, mapped, {precision} ({units} units)",
-                        lambda m=mapped, u=units: ours_epoch(m, y, n_train, precision, u),
-                    )
-                    for units in (256, 384)
-                ),
-                (
-                    f"wsipipe, tile dropout, {precision} (384 units)",
-                    lambda m=mapped: ours_epoch(m, y, n_train, precision, 384, True),
-                ),
-            ):
-                times.setdefault(what, []).append(go())
-                # Said at once: a run that is cut off has still measured something.
-                print(f"  {what:44} {times[what][-1]:7.2f} s", flush=True)
-                gc.collect()
-        base = min(next(iter(times.values())))
-        for what, values in times.items():
-            print(f"{what:44} {min(values):7.2f} s   {base / min(values):5.2f} x")
-        trained = int(lengths[:n_train].sum())
-        for what, sizes in (
-            ("256 units", (512, 256)), ("384 units", (512, 384)),
-            ("384 units, a quarter of all units dropped", (384, 288)),
-        ):  # fmt: skip
-            print(f"floor: products alone, fp32, {what:42} {floor_seconds(trained, *sizes):5.2f} s")
-        reads = []
-        longest = max(found.values(), key=lambda f: f.rows)
-        bank = FeatureBank({longest.slide_id: longest}, budget_bytes=0)
-        for _ in range(10):
-            start = time.perf_counter()
-            float(bank.get(longest.slide_id)[-1, -1])
-            reads.append(time.perf_counter() - start)
-        print(f"warm read of {longest.rows:,} tiles: {1000 * min(reads):.1f} ms")
-        print(f"peak memory of training: {peak_mb('train', folder, []):.0f} MB, all of the process")
-        if args.many:
-            bags = BagSet(FeatureBank(found), tuple((s,) for s in found))
-            runs = our_runs(15, y, n_train, 384, 5)
-            start = time.perf_counter()
-            fit_runs(runs, bags, device=CPU, precision=precision)
-            took = time.perf_counter() - start
-            everyone = sorted((folder / "pt").iterdir())
-            one = one_bag_epoch(everyone[: len(everyone) * 4 // 5], y, 256, False)
-            print(f"5 folds x 3 seeds: {took:.1f} s, {took / (15 * one):.2f} of 15 one-bag runs")
-        if args.million:
-            (folder / "million").mkdir()
-            with h5py.File(folder / "million" / "m.h5", "w") as h5:
-                data = h5.create_dataset("features", (1_000_000, DIM), np.float16)
-                part = np.random.default_rng(0).standard_normal((50_000, DIM)).astype(np.float16)
-                for start_row in range(0, 1_000_000, 50_000):
-                    data[start_row : start_row + 50_000] = part
-            print(f"1,000,000 tiles: {peak_mb('million', folder, []):.0f} MB without mapped pages")
+        bench = Bench(folder, make_bags(folder, args.bags, 1000 // scale, 15000 // scale))
+        print(
+            f"{args.bags} bags, {bench.lengths.sum():,} tiles, {bench.trained:,} trained on; "
+            f"ours in {bench.precision}; {args.threads} threads",
+            flush=True,
+        )
+        run_rows(bench, only, args.rounds)
 
 
 if __name__ == "__main__":

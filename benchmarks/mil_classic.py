@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sets", nargs="+", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peek-repeats", type=int, default=1)
     parser.add_argument("--only", choices=("honest", "peeked"), help="one of the two columns")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -117,9 +118,9 @@ def main() -> None:
             said = {} if args.only == "peeked" else honest(folder)
             seen: dict[str, float] = {}
             if args.only != "honest":
-                both = [peeked(folder, source, r) for r in range(n)]
+                both = [peeked(folder, source, r) for r in range(min(n, args.peek_repeats))]
                 seen = dict(zip(("accuracy", "auroc"), np.mean(both, axis=0), strict=True))
-        print(f"{source.stem}, {n} repeats of the shipped folds")
+        print(f"{source.stem}: {n} repeats of the shipped folds, {args.peek_repeats} peeked at")
         print(f"{'':20}{'honest, pooled (95 %)':28}{'mean of folds':16}PEEKED (no result)")
         for metric in ("auroc", "accuracy", "balanced_accuracy"):
             f = said.get(metric)
