@@ -414,3 +414,17 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
     with pytest.raises(wp.ConfigError, match=device.rpartition(",")[2].rpartition(":")[2]):
         wp.extract(slides, encoder=make_encoder(), out=tmp_path / "out", device=device)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    slides: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    wrong, out = tmp_path / "wrong.safetensors", tmp_path / "out"
+    save_file({"scale": torch.ones(7), "head": torch.ones(2)}, wrong)
+    with pytest.raises(wp.WeightsError, match="do not fit") as caught:
+        wp.extract(slides, encoder=make_encoder(), weights=str(wrong), out=out)
+    assert caught.value.exit_code == 2
+    assert not out.exists()

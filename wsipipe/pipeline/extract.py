@@ -17,7 +17,7 @@ from typing import Any
 
 from wsipipe.config import ExtractSettings, Shard
 from wsipipe.embed.drain import Drain
-from wsipipe.errors import ConfigError
+from wsipipe.errors import ConfigError, WeightsError
 from wsipipe.pipeline.planning import SlidePlan, plan_slides
 from wsipipe.pipeline.privacy import Privacy, hide_names, prepare_key
 from wsipipe.pipeline.reporter import Reporter
@@ -37,6 +37,12 @@ from wsipipe.tissue.registry import licence_line as tissue_licence
 __all__ = ["ExtractPlan", "extract", "plan_extract", "run_extract"]
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class UnfitWeightsError(WeightsError):
+    """The checkpoint that was named is not one of the encoder: the command is wrong."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,10 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
     if settings.shard is not None:
         entries = _share(entries, settings.shard)
     targets = identify_targets(targets, settings)
-    return ExtractPlan(settings, targets, plan_slides(settings, targets, entries), privacy)
+    slides = plan_slides(settings, targets, entries)
+    if any(slide.todo for slide in slides):
+        check_weights(settings, targets)
+    return ExtractPlan(settings, targets, slides, privacy)
 
 
 def run_extract(
@@ -238,6 +247,23 @@ def check_devices(settings: ExtractSettings) -> None:
             check_place(place)
         else:
             pick_device(name)
+
+
+def check_weights(settings: ExtractSettings, targets: Sequence[Target]) -> None:
+    """Try checkpoints of one's own now: published ones are known to fit.
+
+    Raises:
+        UnfitWeightsError: They do not fit, or cannot be read.
+    """
+    for target in targets:
+        if settings.weights is None and not Path(target.name).is_dir():
+            continue
+        from wsipipe.encoders import create_encoder
+
+        try:
+            create_encoder(target.name, weights=settings.weights, precision="fp32")
+        except WeightsError as error:
+            raise UnfitWeightsError(error.name, error.problem, error.remedy) from error
 
 
 def check_writable(out: Path) -> None:
