@@ -55,3 +55,34 @@ def test_without_run_yaml_it_is_not_guessed(run: Path) -> None:
     (run / "run.yaml").unlink()
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         embedder_of_run(run)
+
+
+def test_a_slide_that_was_moved_is_found_where_it_is_said_to_lie(run: Path) -> None:
+    moved = (run.parent / "slides").rename(run.parent / "moved")
+    assert verify_run(run, sample=4, embed=embedder_of_run(run)).sampled == 0
+    result = verify_run(run, sample=4, embed=embedder_of_run(run, [str(moved)]))
+    assert (result.sampled, result.findings) == (4, [])
+
+
+def test_features_of_another_dimension_are_damage(run: Path) -> None:
+    def of_two(bag: wp.Features, rows: np.ndarray) -> np.ndarray:
+        return np.ones((len(rows), 2), np.float32)
+
+    result = verify_run(run, sample=4, embed=of_two)
+    assert result.damaged
+    assert "shape (2, 2)" in result.findings[0].problem
+
+
+def test_pseudonyms_need_the_key_and_the_slides(tmp_path: Path, make_svs: Callable) -> None:
+    slides, out, key = tmp_path / "slides", tmp_path / "out", tmp_path / "study.key"
+    make_svs(slides / "ward" / "jane.svs")
+    wp.extract(slides, out=out, pseudonymize=key, new_key=True)
+    result = verify_run(out, sample=4, embed=embedder_of_run(out, [str(slides)], key))
+    assert (result.sampled, result.findings) == (4, [])
+    for given in ((), ([str(slides)],), ((), key)):
+        with pytest.raises(ConfigError, match="--slides PATH --pseudonymize"):
+            embedder_of_run(out, *given)
+    other = tmp_path / "other.key"
+    other.write_text("0" * 40)
+    with pytest.raises(ConfigError, match="another key"):
+        embedder_of_run(out, [str(slides)], other)

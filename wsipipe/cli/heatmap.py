@@ -19,6 +19,9 @@ def command(
     slides: Annotated[
         Path | None, typer.Option(help="Folder of slides; without it maps have no background.")
     ] = None,
+    pseudonymize: Annotated[
+        Path | None, typer.Option(help="Key file, where features bear pseudonyms of the slides.")
+    ] = None,
     slide_id: Annotated[
         list[str] | None, typer.Option("--slide-id", help="Only these; repeatable.")
     ] = None,
@@ -89,7 +92,14 @@ def command(
         )
     if not 0 <= target < len(ensemble.info["targets"]):
         raise ConfigError(f"--target {target}: the model has {len(ensemble.info['targets'])}.")
-    paths = _slide_paths(slides)
+    paths = _slide_paths(slides, pseudonymize)
+    if slides is not None and not paths.keys() & files.keys():
+        typer.echo(
+            f"No slide in {slides} bears the name of a feature file: maps have no background. Name "
+            "the folder that `extract` was given; where features bear pseudonyms, add "
+            "--pseudonymize KEYFILE.",
+            err=True,
+        )
     made: list[dict[str, Any]] = []
     failures: list[WsipipeError] = []
     for name, file in files.items():
@@ -118,9 +128,11 @@ def command(
         raise typer.Exit(1)
 
 
-def _slide_paths(slides: Path | None) -> dict[str, tuple[str, float | None]]:
+def _slide_paths(slides: Path | None, key: Path | None) -> dict[str, tuple[str, float | None]]:
     if slides is None:
         return {}
     from wsipipe.slide.discover import find_slides
+    from wsipipe.store.pseudonyms import Pseudonymizer
 
-    return {e.slide_id: (e.path, e.mpp) for e in find_slides([str(slides)])}
+    name = Pseudonymizer(key) if key is not None else str
+    return {name(e.slide_id): (e.path, e.mpp) for e in find_slides([str(slides)])}

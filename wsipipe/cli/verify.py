@@ -23,6 +23,13 @@ def command(
         int, typer.Option(min=0, help="Embed so many tiles anew and compare with what is stored.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Which tiles --sample draws.")] = 0,
+    slides: Annotated[
+        list[str] | None,
+        typer.Option(help="Where the slides lie now, as extract had them; repeatable."),
+    ] = None,
+    pseudonymize: Annotated[
+        Path | None, typer.Option(help="Key file of a run whose slides go by pseudonyms.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
     """Open every file of a run and check every claim it makes. Damage found: exit code 1.
@@ -31,6 +38,8 @@ def command(
     reads have no numbers, the order of the coordinates, records against files. Leftovers of killed
     runs and mixed precisions are noted; they are no damage.
 
+    --slides and --pseudonymize are for --sample, where the records do not say where slides lie.
+
     [bold]Examples[/bold]
 
       wsipipe verify wsipipe-out
@@ -38,6 +47,8 @@ def command(
       wsipipe verify wsipipe-out --quick
 
       wsipipe verify wsipipe-out --sample 20     # needs the slides and the weights
+
+      wsipipe verify study --sample 20 --slides slides/ --pseudonymize keys/study.key
     """
     from wsipipe.store.verify import verify_run
 
@@ -47,7 +58,7 @@ def command(
     if sample:
         from wsipipe.pipeline.reembed import embedder_of_run
 
-        embed = embedder_of_run(out)
+        embed = embedder_of_run(out, slides or (), pseudonymize)
     result = verify_run(out, quick=quick, sample=sample, embed=embed, seed=seed)
     if not result.files and not result.findings:
         raise ConfigError(f"{out} holds no feature files.", "Name the --out folder of a run.")

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wsipipe.config import ExtractSettings
-from wsipipe.slide.discover import SlideEntry
+from wsipipe.errors import ConfigError
+from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.store import Pseudonymizer, TextFilter
 from wsipipe.store.pseudonyms import (
+    bears_pseudonyms,
     check_outside,
     check_pseudonyms,
     make_key,
@@ -21,7 +23,7 @@ from wsipipe.store.pseudonyms import (
     write_map,
 )
 
-__all__ = ["Privacy", "mask_id", "prepare_key"]
+__all__ = ["Privacy", "hide_names", "mask_id", "prepare_key", "slides_of_run"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,32 @@ def hide_names(
     hidden = {e.slide_id: (str(e.path), e.given_id) for e in renamed}
     names = {e.slide_id: e.given_id for e in renamed}
     return renamed, Privacy(TextFilter(hidden=hidden), key, names)
+
+
+def slides_of_run(
+    out: Path, slides: Sequence[str], key_file: Path | None = None
+) -> dict[str, SlideEntry]:
+    """The given slides by the ids that the files in `out` bear: their own, or pseudonyms.
+
+    Args:
+        out: Folder of the run.
+        slides: As the run was given them, for ids are paths below a folder.
+        key_file: The run's key, where it bears pseudonyms.
+
+    Raises:
+        ConfigError: The run bears pseudonyms and no key, or another, is given, or no slides.
+    """
+    key = Pseudonymizer(key_file) if key_file is not None else None
+    if bears_pseudonyms(out) and (key is None or not slides):
+        raise ConfigError(
+            f"{out} holds slides under pseudonyms, and nothing in it says where they lie.",
+            "Give the slides and the key as `extract` had them: --slides PATH --pseudonymize "
+            "KEYFILE.",
+        )
+    if key is not None:
+        check_pseudonyms(out, key)
+    entries = find_slides(list(slides)) if slides else []
+    return {key(e.slide_id) if key else e.slide_id: e for e in entries}
 
 
 def mask_id(folder: str | Path, entry: SlideEntry) -> str:

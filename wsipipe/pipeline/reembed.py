@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +11,35 @@ import numpy as np
 import yaml
 
 from wsipipe.errors import ConfigError, ReadError, SlideOpenError
+from wsipipe.pipeline.privacy import slides_of_run
 from wsipipe.store import Features, Records
 from wsipipe.types import FloatArray, Rows
 
 if TYPE_CHECKING:
     from wsipipe.encoders import Encoder
     from wsipipe.slide import Slide
+    from wsipipe.slide.discover import SlideEntry
     from wsipipe.tiling import TileGrid
 
 __all__ = ["ReEmbedder", "embedder_of_run"]
 
+_SAY_WHERE = "Say with --slides PATH where it lies now, as `extract` was given it."
 
-def embedder_of_run(out: Path) -> ReEmbedder:
+
+def embedder_of_run(
+    out: Path, slides: Sequence[str] = (), key_file: Path | None = None
+) -> ReEmbedder:
     """The embedder for the bags of the run in `out`.
 
+    Args:
+        slides: Where the slides lie now; without it, where the records say.
+        key_file: The run's key, where it bears pseudonyms.
+
     Raises:
-        ConfigError: There is no `run.yaml` that says which encoders were used.
+        ConfigError: There is no `run.yaml` that says which encoders were used, or the run bears
+            pseudonyms and `slides` or the key is missing.
     """
+    given = slides_of_run(out, slides, key_file)
     try:
         run = yaml.safe_load((out / "run.yaml").read_text(encoding="utf-8"))
         settings = run["settings"]
@@ -37,7 +49,7 @@ def embedder_of_run(out: Path) -> ReEmbedder:
             f"{out}/run.yaml does not say with which encoders the run was made.",
             "Sampling needs it; `wsipipe verify` without --sample does not.",
         ) from error
-    return ReEmbedder(out, names, settings.get("weights"))
+    return ReEmbedder(out, names, settings.get("weights"), given)
 
 
 class ReEmbedder:
@@ -47,9 +59,17 @@ class ReEmbedder:
         out: Folder of the run; its records say where the slides lie.
         names: Folder below `features/` -> encoder as the user wrote it.
         weights: The checkpoint of one's own, where the run used one.
+        given: Slides by id, where they do not lie where the records say.
     """
 
-    def __init__(self, out: Path, names: Mapping[str, str], weights: str | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        names: Mapping[str, str],
+        weights: str | None = None,
+        given: Mapping[str, SlideEntry] | None = None,
+    ) -> None:
+        self._given = given or {}
         self._out = out
         self._names = names
         self._weights = weights
@@ -67,21 +87,27 @@ class ReEmbedder:
         from wsipipe.slide import open_slide
 
         folder, slide_id = self._place(bag.path)
-        record = Records(self._out).read(slide_id)
-        if record is None:
-            raise ConfigError(f"{slide_id}: no record says where the slide lies.")
-        if not Path(record.path).exists() and "://" not in record.path:
-            raise SlideOpenError(record.path, "the slide is not there (any more)")
+        slide_path = self._slide_path(slide_id)
         asked = json.loads(bag.attrs["identity_json"])
         encoder = self._encoder(folder, str(bag.attrs["precision"]))
         found = []
-        with open_slide(record.path, mpp=asked.get("slide_mpp"), icc=asked["icc"]) as slide:
+        with open_slide(slide_path, mpp=asked.get("slide_mpp"), icc=asked["icc"]) as slide:
             if slide.fingerprint() != bag.attrs["slide_fingerprint"]:
-                raise SlideOpenError(record.path, "the slide has changed since it was extracted")
+                raise SlideOpenError(slide_path, "the slide has changed since it was extracted")
             grid = _grid_of_rows(slide, asked, bag, rows)
             for _, tiles in iter_tiles(slide, grid, batch_size=16, workers=1):
                 found.append(encoder(tiles).cpu().numpy())
         return np.concatenate(found)
+
+    def _slide_path(self, slide_id: str) -> str:
+        if slide_id in self._given:
+            return str(self._given[slide_id].path)
+        record = Records(self._out).read(slide_id)
+        if record is None:
+            raise ConfigError(f"{slide_id}: no record says where the slide lies.", _SAY_WHERE)
+        if not Path(record.path).exists() and "://" not in record.path:
+            raise SlideOpenError(record.path, "the slide is not there (any more)", _SAY_WHERE)
+        return record.path
 
     def _place(self, path: Path) -> tuple[str, str]:
         inside = path.relative_to(self._out / "features").with_suffix("")

@@ -20,7 +20,14 @@ from pathlib import Path
 from wsipipe.errors import ConfigError
 from wsipipe.store.publish import publish_text, publishing
 
-__all__ = ["Pseudonymizer", "check_outside", "check_pseudonyms", "mark_pseudonyms", "write_map"]
+__all__ = [
+    "Pseudonymizer",
+    "bears_pseudonyms",
+    "check_outside",
+    "check_pseudonyms",
+    "mark_pseudonyms",
+    "write_map",
+]
 
 MARK = "pseudonyms.json"
 # Folders whose files bear the names of slides.
@@ -106,6 +113,11 @@ def check_outside(out: Path, *files: Path | None) -> None:
                 f"{file} lies in the output folder {out}: whoever gets the outputs would get it.",
                 "Keep it elsewhere, where only those who may know the names can read it.",
             )
+
+
+def bears_pseudonyms(out: Path) -> bool:
+    """Whether the slides in `out` go by pseudonyms."""
+    return _stored_key(out) is not None
 
 
 def check_pseudonyms(out: Path, pseudonyms: Pseudonymizer | None) -> None:

@@ -218,6 +218,18 @@ def _sample(
                 Finding("note", _relative(path, out), f"not sampled: {error.problem}", error.remedy)
             )
             continue
+        stored = bag.features[rows].shape
+        if np.shape(again) != stored:
+            result.findings.append(
+                Finding(
+                    "damage",
+                    _relative(path, out),
+                    f"embedded anew, {stored[0]} tiles have the shape {np.shape(again)}, and "
+                    f"{stored} is stored",
+                    "Another encoder made this file: use --recompute.",
+                )
+            )
+            continue
         cosines = _cosines(
             np.asarray(bag.features[rows], np.float64), np.asarray(again, np.float64)
         )
