@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
+from wsipipe.slide.arguments import check_level, check_mpp, check_whole
 from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.forgiving import ForgivingLevel
@@ -151,13 +152,16 @@ class Slide:
             (height, width, 3) uint8 RGB; what lies outside the slide is background.
 
         Raises:
+            ConfigError: An argument makes no sense.
             MissingMppError: `mpp` is given and the slide's own is unknown.
             ResolutionError: The slide is coarser than `mpp` by more than `max_upsample`.
             ReadError: Pixels cannot be decoded.
         """
-        self._check_size(width, height)
         if mpp is None:
             return self.read_level(0, x, y, width, height)
+        check_mpp(mpp)
+        check_whole(x=x, y=y)
+        self._check_size(width, height)
         plan = choose_level(self, mpp, mpp_tolerance=mpp_tolerance, max_upsample=max_upsample)
         level = self.levels[plan.level]
         start = (Fraction(x) / level.downsample[0], Fraction(y) / level.downsample[1])
@@ -177,8 +181,11 @@ class Slide:
             (height, width, 3) uint8 RGB; outside and unscanned parts are background.
 
         Raises:
+            ConfigError: There is no such level, or a number is not whole.
             ReadError: Pixels cannot be decoded.
         """
+        check_level(level, len(self.levels))
+        check_whole(x=x, y=y)
         self._check_size(width, height)
         out = np.empty((height, width, 3), np.uint8)
         self.fill_level(level, x, y, out)
@@ -228,10 +235,12 @@ class Slide:
             Pixels and the exact down-sample.
 
         Raises:
+            ConfigError: `mpp` is no resolution.
             MissingMppError: The slide's resolution is unknown.
             ReadError: More than half of every fitting level cannot be decoded; fewer bad blocks
                 are background, and counted.
         """
+        check_mpp(mpp)
         target = exact(mpp)
         scale = tuple(max(Fraction(1), target / own) for own in self.mpp_xy)
         return self.thumbnail_scaled((scale[0], scale[1]))
@@ -320,6 +329,7 @@ class Slide:
         return out
 
     def _check_size(self, width: int, height: int) -> None:
+        check_whole(width=width, height=height)
         if width < 0 or height < 0 or width * height > _MAX_READ_PIXELS:
             raise ReadError(
                 self.path,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
+from wsipipe.slide.arguments import check_whole
 from wsipipe.slide.levels import round_half_up
 from wsipipe.slide.slide import Slide, choose_level
 from wsipipe.types import Coords, exact
@@ -149,6 +150,7 @@ def _check(
     mpp_tolerance: float,
     max_upsample: float,
 ) -> None:
+    check_whole(tile_px=tile_px)
     if not 1 <= tile_px <= 16384:
         raise ConfigError(f"A tile of {tile_px} pixels is not possible.", "Give 1 to 16384.")
     if not 0 < mpp < 1e4:
