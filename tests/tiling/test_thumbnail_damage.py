@@ -7,6 +7,9 @@ import pytest
 from gridkit import image_slide
 
 from wsipipe.errors import ReadError
+from wsipipe.pipeline.outputs import publish_picture
+from wsipipe.tiling import make_grid
+from wsipipe.tissue import detect_tissue
 
 
 def damaged(*broken):
@@ -34,3 +37,10 @@ def test_a_slide_without_a_sound_level_fails():
     everything = [(level, col, row) for level in range(3) for col in range(8) for row in range(8)]
     with pytest.raises(ReadError):
         damaged(*everything).thumbnail(4.0)
+
+
+def test_bad_blocks_of_the_published_picture_are_told(tmp_path):
+    slide = damaged((0, 0, 0), (0, 3, 2))
+    tissue, grid = detect_tissue(slide, "none"), make_grid(slide, None, tile_px=64, mpp=0.5)
+    assert publish_picture(tmp_path, "s", slide, tissue, grid) == 2
+    assert (tmp_path / "thumbnails" / "s.jpg").exists()

@@ -122,6 +122,16 @@ class Account(Listener):
         if outcome.status == "failed" and self._strict:
             raise StrictStop
 
+    def broke(self, error: Exception) -> None:
+        """A bug ends the run: held against the slides in hand, so that it is on record."""
+        for task in self._open.values():
+            record = task.record or self._records.begin(task.slide_id, task.path, [])
+            made = {result.encoder for result in task.results}
+            left = [target for target in task.plan.todo if target.folder not in made]
+            self._fail(record, left, error, task.stage, task.seconds)
+            self._released(task.slide_id)
+        self._open.clear()
+
     def tick(self, snapshot: Snapshot) -> None:
         """Flush rows that have waited, report."""
         self.last = snapshot
@@ -142,6 +152,7 @@ class Account(Listener):
             status=status,
             tiles=task.tiles,
             bad_tiles=bad,
+            picture_bad_blocks=task.picture_bad,
             seconds=round(task.seconds, 3),
             timings=task.timings,
         )

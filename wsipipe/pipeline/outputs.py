@@ -27,18 +27,23 @@ _PICTURE_MPP = 8.0  # its resolution where that gives at least half of those pix
 
 def publish_picture(
     out: Path, slide_id: str, slide: Slide, tissue: TissueMask, grid: TileGrid
-) -> None:
+) -> int:
     """Publish the thumbnail, from pixels no finer than needed: a finer level costs more than all
-    of tissue detection."""
+    of tissue detection.
+
+    Returns:
+        Blocks that no reader decodes: background stands for them in the picture.
+    """
     extent_um = max(s * float(m) for s, m in zip(slide.dimensions, slide.mpp_xy, strict=True))
     mpp = max(extent_um / _PICTURE_PX, min(_PICTURE_MPP, 2 * extent_um / _PICTURE_PX))
     try:
-        pixels = slide.thumbnail(mpp).pixels
+        small = slide.thumbnail(mpp)
     except ReadError:
         # Whether so much damage is accepted is for the tiles to say, not for the picture.
-        return
-    picture = draw_thumbnail(slide, tissue, grid, slide_id, max_px=_PICTURE_PX, pixels=pixels)
+        return 0
+    picture = draw_thumbnail(slide, tissue, grid, slide_id, max_px=_PICTURE_PX, pixels=small.pixels)
     publish_bytes(out / "thumbnails" / f"{slide_id}.jpg", thumbnail_jpeg(picture))
+    return small.bad_blocks
 
 
 def publish_outline(

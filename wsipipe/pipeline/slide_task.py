@@ -89,6 +89,7 @@ class SlideTask:
     step_since: float = 0.0
     results: list[SlideResult] = field(default_factory=list)
     tiles: int = 0
+    picture_bad: int = 0  # blocks of the thumbnail's level that cannot be decoded
     timings: dict[str, float] = field(default_factory=dict)
     _slide: Slide | None = None
     _tissue: TissueMask | None = None
@@ -128,7 +129,9 @@ class SlideTask:
     def _draw(self, grid: TileGrid) -> None:
         assert self._slide is not None
         assert self._tissue is not None
-        publish_picture(self.run.settings.out, self.slide_id, self._slide, self._tissue, grid)
+        self.picture_bad = publish_picture(
+            self.run.settings.out, self.slide_id, self._slide, self._tissue, grid
+        )
 
     def _open(self) -> Slide:
         settings, path = self.run.settings, self.path
