@@ -73,6 +73,9 @@ def command(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the aggregator; repeatable."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    executor: Annotated[
+        str, typer.Option(help="local, ray, or ray://HOST: folds on all nodes of a cluster.")
+    ] = "local",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     feature_key: Annotated[
         str | None, typer.Option(help="Dataset, where a file holds several encoders.")
@@ -103,6 +106,8 @@ def command(
 
       wsipipe train --features ... --labels ... --target label --grid lr=1e-4,3e-4,1e-3
 
+      wsipipe train --features ... --labels ... --target label --repeats 5 --executor ray
+
     The unit is the patient (column patient_id). When to stop, which settings, thresholds and
     calibration are chosen on inner splits of each training part; the test folds are read once,
     after that. OUT holds metrics.json, predictions.csv, splits.csv, models/fold-K, report.html.
@@ -113,6 +118,13 @@ def command(
     if resume and recompute:
         raise ConfigError("--resume and --recompute contradict each other.")
     quiet_threads()
+    elsewhere = None
+    if executor != "local":
+        if executor != "ray" and not executor.startswith("ray://"):
+            raise ConfigError(f"--executor {executor!r}: local, ray or ray://HOST.")
+        from wsipipe.pipeline.ray_training import RayFolds
+
+        elsewhere = RayFolds(executor)
     import json
 
     from wsipipe.mil.crossval import train
@@ -160,6 +172,7 @@ def command(
         permutation_run=permutation_run,
         settings=settings,
         say=lambda text: typer.echo(text, err=True),
+        elsewhere=elsewhere,
     )
     if as_json:
         typer.echo(json.dumps(result.metrics))

@@ -74,6 +74,7 @@ def train(
     permutation_run: bool = False,
     settings: TrainSettings | None = None,
     say: Say | None = None,
+    elsewhere: Callable[[FoldTrainer, list[int]], dict[int, str]] | None = None,
 ) -> TrainResult:
     """Train and evaluate by cross-validation. See `wsipipe train --help`.
 
@@ -89,6 +90,7 @@ def train(
         permutation_run: Train once more with shuffled labels: the figures must be chance.
         settings: How to train; `aggregator`, `standardize` and `seed` here win over it.
         say: Receives progress, a sentence at a time.
+        elsewhere: Has folds trained by other processes; see `FoldTrainer.run`.
 
     Raises:
         ConfigError: Anything wrong with labels, features or folds; nothing was trained.
@@ -144,7 +146,7 @@ def train(
         say(note)
     claim_folder(out, plan, recompute)
     trainer = FoldTrainer(plan, bank, out, place, say)
-    trained, failed = trainer.run()
+    trained, failed = trainer.run(elsewhere)
     permuted = trainer.permuted() if permutation_run else None
     metrics = write_results(plan, trainer, trained, out, failed, permuted, say)
     return TrainResult(out, metrics, tuple(failed))

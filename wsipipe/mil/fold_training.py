@@ -84,8 +84,14 @@ class FoldTrainer:
         """Where the models of a fold lie; K counts over repeats."""
         return self.out / "models" / f"fold-{list(self.plan.folds).index(fold)}"
 
-    def run(self) -> tuple[dict[int, FoldModel], list[tuple[str, str]]]:
+    def run(
+        self, elsewhere: Callable[[FoldTrainer, list[int]], dict[int, str]] | None = None
+    ) -> tuple[dict[int, FoldModel], list[tuple[str, str]]]:
         """Train every fold that is not yet whole.
+
+        Args:
+            elsewhere: Has folds trained by other processes into the same folder; which failed, and
+                why.
 
         Returns:
             Fold number -> models, and the folds that failed with the reason.
@@ -101,11 +107,30 @@ class FoldTrainer:
                 done[k] = known
         if done:
             self.say(f"{len(done)} of {len(self.plan.folds)} folds are finished and kept.")
+        if elsewhere is not None and todo:
+            reasons = elsewhere(self, todo)
+            failed = [(f"fold-{k}", reason) for k, reason in sorted(reasons.items())]
+            return done | {k: self._whole(k) for k in todo if k not in reasons}, failed
         for group in self._groups(todo):
             trained, bad = self._train_group(group, self.patient_y)
             done |= trained
             failed += bad
         return done, failed
+
+    def train_fold(self, k: int) -> str:
+        """Train fold k alone unless it is whole; why it failed, or nothing."""
+        if self._finished(self.plan.folds[k]) is not None:
+            return ""
+        return dict(self._train_group([k], self.patient_y)[1]).get(f"fold-{k}", "")
+
+    def _whole(self, k: int) -> FoldModel:
+        folder = self.folder(self.plan.folds[k])
+        model = self._finished(self.plan.folds[k])
+        if model is None:
+            raise CorruptFileError(
+                folder, "was said to be trained and is not there.", "Is --out shared by all nodes?"
+            )
+        return model
 
     def permuted(self, seed: int = 1) -> dict[int, FoldModel]:
         """The first repeat again with labels dealt out anew; nothing is saved."""

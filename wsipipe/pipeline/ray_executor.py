@@ -32,7 +32,7 @@ from wsipipe.store import fold
 if TYPE_CHECKING:
     from wsipipe.pipeline.extract import ExtractPlan, Inputs
 
-__all__ = ["run_on_ray"]
+__all__ = ["connect", "run_on_ray"]
 
 _TICK_S = 1.0
 _SAY_EVERY_S = 10.0
@@ -98,7 +98,7 @@ def run_on_ray(
     if settings.shard is not None:
         raise ConfigError("--executor ray and --shard exclude each other.", "Leave --shard out.")
     begun = time.monotonic()
-    ours = _connect(settings.executor)
+    ours = connect(settings.executor)
     joined = settings.model_copy(
         update={"join": True, "executor": "local", "out": settings.out.absolute()}
     )
@@ -115,7 +115,7 @@ def run_on_ray(
     return result
 
 
-def _connect(executor: str) -> bool:
+def connect(executor: str) -> bool:
     """Connect to a cluster; True if the connection is this run's to close."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
