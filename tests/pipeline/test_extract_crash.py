@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import wsipipe as wp
+from wsipipe.pipeline.account import Account
 from wsipipe.pipeline.crash import crashes
 from wsipipe.store import Records
 
@@ -56,3 +59,53 @@ def test_kills_from_outside_are_held_against_no_slide(
     for pid in range(999_999_001, 999_999_006):
         record_crash(out, "s1", slides / "s1.svs", pid, trace=False)
     assert wp.extract(slides, encoder=make_encoder(), out=out).done == ("s0", "s1", "s2")
+
+
+def broken_attempts(out: Path) -> list[dict[str, Any]]:
+    """Attempts that ended with the injected bug."""
+    attempts = [
+        attempt
+        for path in (out / "attempts").glob("*.json")
+        for attempt in json.loads(path.read_text())["attempts"]
+    ]
+    return [a for a in attempts if "injected" in a.get("traceback", "")]
+
+
+def test_a_bug_beside_the_slides_is_recorded_with_the_slides_in_hand(
+    slides: Path, tmp_path: Path, make_encoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tick(self: Account, snapshot: object) -> None:
+        if self._open:
+            raise RuntimeError("injected")
+
+    encoder, out = make_encoder(), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Account, "tick", tick)
+        with pytest.raises(RuntimeError, match="injected"):
+            wp.extract(slides, encoder=encoder, out=out)
+    assert broken_attempts(out)
+    table = (out / "slides.csv").read_text()
+    assert "RuntimeError: injected" in (out / "failures.csv").read_text()
+    assert ",failed," in table
+    assert wp.extract(slides, encoder=encoder, out=out).done == ("s0", "s1", "s2")
+
+
+def test_a_bug_in_one_of_several_processes_leaves_no_slide_pending(
+    slides: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    out, hook = tmp_path / "out", tmp_path / "hook.py"
+    hook.write_text(
+        "from pathlib import Path\n"
+        "from wsipipe.pipeline.account import Account\n"
+        f"mark = Path({str(tmp_path / 'struck')!r})\n"
+        "def tick(self, snapshot):\n"
+        "    raise RuntimeError('injected')\n"
+        "if not mark.exists():\n"
+        "    mark.touch()\n"
+        "    Account.tick = tick\n"
+    )
+    encoder = make_encoder(act=f"exec(open({str(hook)!r}).read(), {{}})")
+    result = wp.extract(slides, encoder=encoder, out=out, device="cpu,cpu")
+    assert broken_attempts(out)
+    assert not result.pending
+    assert result.done == ("s0", "s1", "s2")

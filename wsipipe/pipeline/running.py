@@ -15,6 +15,7 @@ from wsipipe.embed.tiles import read_job
 from wsipipe.embed.trace import Trace
 from wsipipe.embed.tuning import BatchTuner
 from wsipipe.embed.work import Task
+from wsipipe.errors import WsipipeError
 from wsipipe.pipeline.account import Account, StrictStop
 from wsipipe.pipeline.claims import Claims, failed_meanwhile, in_order
 from wsipipe.pipeline.crash import LIMIT, CrashTrace, QuarantinedError, crashes, orphaned
@@ -90,6 +91,11 @@ class RunState:
                 self._run()
         except StrictStop:
             self._events.log("strict_stop")
+        except WsipipeError:
+            raise
+        except Exception as error:
+            self._account.broke(error)
+            raise
         finally:
             self._log_end()
             self._events.close()

@@ -101,6 +101,7 @@ class _Worker:
     pipe: Connection
     restarts: int = 0
     silent: bool = False  # its end of the pipe is closed
+    ended: bool = False  # it has told how its run ended
     snapshot: Snapshot | None = None
 
 
@@ -178,6 +179,7 @@ class Crew:
                 worker.silent = True
                 worker.process.join(_POLL_S)
                 continue
+            worker.ended |= kind in ("error", "tiles")
             if kind == "error":
                 if value.exit_code != 75:
                     raise value
@@ -200,11 +202,13 @@ class Crew:
             self._workers.remove(worker)
             self._tiles += worker.snapshot.tiles if worker.snapshot is not None else 0
             by = -int(worker.process.exitcode or 0)
-            if by not in _FATAL or self._drain.requested:
+            broken = by < 0 and not worker.ended  # by a bug, which is on record
+            if not (by in _FATAL or broken) or self._drain.requested:
                 continue
-            # A slide in hand may be why: it is a suspect from now on.
-            said = f"Killed by {signal.Signals(by).name}."
-            leave_trace(self._settings.out, int(worker.process.pid or 0), said)
+            if by in _FATAL:
+                # A slide in hand may be why: it is a suspect from now on.
+                said = f"Killed by {signal.Signals(by).name}."
+                leave_trace(self._settings.out, int(worker.process.pid or 0), said)
             if worker.restarts < _RESTARTS:
                 self._reporter.say(f"The process on {worker.device} died; it is started again.")
                 self._workers.append(self._start(worker.device, worker.restarts + 1))
