@@ -15,8 +15,8 @@ decoding and forwards release the interpreter lock, and nothing is pickled.
 - *Streams* take batches. On a GPU there is one, which launches the next forward before it fetches
   the last one's rows. On CPU there are as many as processors, each with a thread of its own: no
   barriers, so a stolen core costs its share and no more.
-- The *publisher* runs `Task.finish` when a slide's last row and its pictures are in, so that compressing, fsync and
-  rename stall nobody.
+- The *publisher* runs `Task.finish` when a slide's last row and its pictures are in, so that
+  compressing, fsync and rename stall nobody.
 - The *caller's thread* keeps the books: it alone decides that a task is done, failed or abandoned,
   watches for reads that hang, for the request to stop, and reports progress.
 
