@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,22 @@ def publish_picture(
     extent_um = max(s * float(m) for s, m in zip(slide.dimensions, slide.mpp_xy, strict=True))
     mpp = max(extent_um / _PICTURE_PX, min(_PICTURE_MPP, 2 * extent_um / _PICTURE_PX))
     try:
-        small = slide.thumbnail(mpp)
+        small = slide.thumbnail_scaled(_whole_scale(slide, mpp))
     except ReadError:
         # Whether so much damage is accepted is for the tiles to say, not for the picture.
         return 0
     picture = draw_thumbnail(slide, tissue, grid, slide_id, max_px=_PICTURE_PX, pixels=small.pixels)
     publish_bytes(out / "thumbnails" / f"{slide_id}.jpg", thumbnail_jpeg(picture))
     return small.bad_blocks
+
+
+def _whole_scale(slide: Slide, mpp: float) -> tuple[Fraction, Fraction]:
+    """Level-0 pixels per pixel at about `mpp`: whole pixels of a level, which average faster."""
+    scale = max(1.0, mpp / slide.mpp)
+    level = next(each for each in reversed(slide.levels) if max(each.downsample) <= scale)
+    x, y = level.downsample
+    times = max(1, round(scale / float(max(x, y))))
+    return x * times, y * times
 
 
 def publish_outline(
