@@ -428,3 +428,30 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
         wp.extract(slides, encoder=make_encoder(), weights=str(wrong), out=out)
     assert caught.value.exit_code == 2
     assert not out.exists()
+
+
+def test_a_slide_that_is_read_whole_for_its_tissue_is_told_of_once(
+    slides: Path, tmp_path: Path, make_encoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from wsipipe.config import ExtractSettings
+    from wsipipe.pipeline import account, run_extract, slide_task
+    from wsipipe.pipeline.reporter import Reporter
+
+    said: list[str] = []
+
+    class Watch(Reporter):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(2.0)
+        return wp.detect_tissue(*args, **kwargs)
+
+    monkeypatch.setattr(slide_task, "detect_tissue", slowly)
+    monkeypatch.setattr(account, "_LONG_STEP_S", 0.5)
+    settings = ExtractSettings.of(encoders=(make_encoder(),), out=tmp_path / "out")
+    result = run_extract(settings, slides / "s0.svs", reporter=Watch())
+    assert result.done == ("s0",)
+    assert len([text for text in said if text.startswith("s0: tissue takes longer")]) == 1

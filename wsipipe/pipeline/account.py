@@ -28,6 +28,8 @@ from wsipipe.store import (
 __all__ = ["Account", "StrictStop"]
 
 _FLUSH_CHECK_S = 5.0
+# Tissue and picture take a second or two, unless a slide has no coarse level to see them on.
+_LONG_STEP_S = 20.0
 
 
 class StrictStop(Exception):
@@ -60,6 +62,7 @@ class Account(Listener):
         self._reasons: dict[str, str] = {}
         self._open: dict[int, SlideTask] = {}
         self._flushed = time.monotonic()
+        self._said_long: set[str] = set()
         self.tiles = 0
         self.last: Snapshot | None = None
 
@@ -135,11 +138,26 @@ class Account(Listener):
     def tick(self, snapshot: Snapshot) -> None:
         """Flush rows that have waited, report."""
         self.last = snapshot
+        self._say_what_takes_long()
         if time.monotonic() - self._flushed > _FLUSH_CHECK_S:
             self._flushed = time.monotonic()
             for task in self._open.values():
                 task.flush_if_due()
         self._reporter.tick(snapshot)
+
+    def _say_what_takes_long(self) -> None:
+        for task in self._open.values():
+            if (
+                task.stage in ("tissue", "thumbnail")
+                and task.stage not in task.timings  # it is not over yet
+                and task.slide_id not in self._said_long
+                and time.monotonic() - task.step_since > _LONG_STEP_S
+            ):
+                self._said_long.add(task.slide_id)
+                self._reporter.say(
+                    f"{task.slide_id}: {task.stage} takes longer than {_LONG_STEP_S:g} s; a slide "
+                    "without coarse levels is read whole for it."
+                )
 
     def _done(self, task: SlideTask) -> None:
         status = "empty" if all(r.status == "empty" for r in task.results) else "done"
