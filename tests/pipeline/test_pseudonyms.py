@@ -175,3 +175,17 @@ def test_messages_about_a_slide_call_it_by_its_pseudonym(text: str) -> None:
     assert "doe" not in said.lower()
     assert "b 7" not in said.lower()
     assert "p0" in said
+
+
+def test_heatmaps_find_slides_of_pseudonymised_features_by_the_key(
+    tmp_path: Path, make_svs: Make, make_encoder: Make
+) -> None:
+    from wsipipe.cli.heatmap import _slide_paths
+
+    slides, out, key = tmp_path / "slides", tmp_path / "out", tmp_path / "study.key"
+    path = make_svs(slides / "ward" / "jane.svs", size=(512, 512))
+    encoder = make_encoder()
+    wp.extract(slides, encoder=encoder, out=out, pseudonymize=key, new_key=True)
+    (features,) = (out / "features").rglob("*.h5")
+    assert _slide_paths(slides, key) == {features.stem: (str(path), None)}
+    assert set(_slide_paths(slides, None)) == {"ward/jane"}
