@@ -66,7 +66,9 @@ DONE = {
     "mpp_in_nm", "mpp_conflicts_mag", "mpp_negative", "generic_ok", "single_level", "odd_factors",
     "tile_512", "bigtiff", "thin_strip", "no_thumbnail", "tile_zero_length", "jp2k_33003",
     "jp2k_33005", "ome_subifd_pyramid", "dup/a/slide", "dup/b/slide",
-    *(name.removesuffix(".svs").removesuffix(".SVS") for name in ODD_NAMES),
+    *(
+        name.removesuffix(".svs").removesuffix(".SVS").replace("\n", "%0A") for name in ODD_NAMES
+    ),
 }  # fmt: skip
 
 
