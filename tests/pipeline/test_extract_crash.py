@@ -98,11 +98,13 @@ def test_a_bug_in_one_of_several_processes_leaves_no_slide_pending(
         "from pathlib import Path\n"
         "from wsipipe.pipeline.account import Account\n"
         f"mark = Path({str(tmp_path / 'struck')!r})\n"
+        "usual = Account.tick\n"
         "def tick(self, snapshot):\n"
-        "    raise RuntimeError('injected')\n"
-        "if not mark.exists():\n"
-        "    mark.touch()\n"
-        "    Account.tick = tick\n"
+        "    if self._open and not mark.exists():\n"
+        "        mark.touch()\n"
+        "        raise RuntimeError('injected')\n"
+        "    usual(self, snapshot)\n"
+        "Account.tick = tick\n"
     )
     encoder = make_encoder(act=f"exec(open({str(hook)!r}).read(), {{}})")
     result = wp.extract(slides, encoder=encoder, out=out, device="cpu,cpu")
