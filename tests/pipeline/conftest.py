@@ -1,9 +1,11 @@
-"""Small real slides: tiled pyramidal JPEG TIFFs as a scanner writes them, made in milliseconds."""
+"""Small real slides, tiled pyramidal JPEG TIFFs as a scanner writes them, and a Ray cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,3 +109,19 @@ def make_encoder(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return make
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two Ray nodes of one core each on this machine; `second` is the one that may be removed."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    nodes.second = nodes.add_node(**small)
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()

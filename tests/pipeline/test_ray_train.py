@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,20 +42,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"s{i},{'ab'[i >= 12]}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
-
-
-@pytest.fixture
-def cluster() -> Iterator[object]:
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    nodes.add_node(**small)
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def trained(cohort: Path, out: Path, elsewhere: RayFolds | None = None) -> list[str]:
