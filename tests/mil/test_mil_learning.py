@@ -78,6 +78,7 @@ def _draw_bags(labels, n, rng, target=9, mean=10, std=2):
 
 
 def _bag_auc(folder: Path, x_train, l_train, x_test, l_test, n: int, seed: int) -> float:
+    """AUC on 1,000 bags never seen, of `n` bags trained with the settings users start from."""
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
@@ -117,22 +118,31 @@ def test_digits_bags(tmp_path):
 
 @pytest.mark.parametrize(("n", "bar"), [(50, 0.91), (200, 0.97)])
 def test_mnist_bags(mil_data, tmp_path, n, bar):
-    """Tiles are described by gradient histograms: MIL starts from an encoder's features."""
+    """Tiles are described by gradient histograms: MIL starts from an encoder's features.
+
+    Mean over draws: with 25 positive bags a single draw says little (one differs from another by
+    as much as .06), and histograms over 7 x 7 px cells cannot tell 9 from 4 (.81 in place of .90
+    for the same model).
+    """
     from skimage.feature import hog
 
     data = np.load(mil_data / "mnist" / "mnist.npz")
 
     def describe(images):
-        return np.array([hog(i, 9, pixels_per_cell=(7, 7), cells_per_block=(2, 2)) for i in images])
+        return np.array([hog(i, 8, pixels_per_cell=(4, 4), cells_per_block=(2, 2)) for i in images])
 
     rng = np.random.default_rng(0)
     a, b = rng.permutation(60000)[:6000], rng.permutation(10000)[:3000]
-    auc = _bag_auc(
-        tmp_path, describe(data["x_train"][a]), data["y_train"][a],
-        describe(data["x_test"][b]), data["y_test"][b], n, 0,
-    )  # fmt: skip
-    print("MNIST-bags", n, round(auc, 3))
-    assert auc >= bar
+    train_tiles, test_tiles = describe(data["x_train"][a]), describe(data["x_test"][b])
+    scores = [
+        _bag_auc(
+            tmp_path / str(seed), train_tiles, data["y_train"][a],
+            test_tiles, data["y_test"][b], n, seed,
+        )
+        for seed in range(3 if n < 100 else 2)
+    ]  # fmt: skip
+    print("MNIST-bags", n, np.round(scores, 3))
+    assert np.mean(scores) >= bar
 
 
 def test_from_synthetic_slides_to_tumour_found_on_slides_never_seen(tmp_path):
