@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import resource
 import subprocess
 import sys
 import tempfile
@@ -246,7 +245,7 @@ def child(command: str, folder: Path, n_train: int) -> None:
         bags = BagSet(FeatureBank(files, budget_bytes=0), tuple((s,) for s in files))
         precision = resolve_precision("auto", CPU, 5000)
         fit_runs(our_runs(1, y, n_train, 384, 1), bags, device=CPU, precision=precision)
-        print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1))
+        print(_anonymous_peak())
     else:
         rows = open_rows(next(iter(find_bags(folder / "million").values())))
         model = create_aggregator("abmil", in_dim=DIM, n_classes=2).eval()
@@ -258,7 +257,10 @@ def child(command: str, folder: Path, n_train: int) -> None:
 
 
 def _anonymous_peak() -> float:
-    """Peak memory less what is mapped from files at the end (page cache, not ours)."""
+    """Peak memory less what is mapped from files at the end (page cache, not ours).
+
+    Not ru_maxrss: that starts with what the process had before it became this program.
+    """
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     mapped = int(status["RssFile"].split()[0]) / 1024
     peak = int(status["VmHWM"].split()[0]) / 1024
@@ -307,7 +309,7 @@ class Bench:
 
     def memory(self) -> None:
         peak = peak_mb("train", self.folder, [])
-        print(f"peak memory of training: {peak:.0f} MB, all of the process (bar: 1,300)")
+        print(f"peak memory of training: {peak:.0f} MB beside mapped pages (bar: 1,300)")
 
     def many(self) -> None:
         bags = BagSet(FeatureBank(self.found), tuple((s,) for s in self.found))
