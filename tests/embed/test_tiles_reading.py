@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from wsipipe.embed import iter_tiles, plan_jobs, read_job
 from wsipipe.errors import ConfigError, ReadError
+from wsipipe.slide.shared import BUSY, SharedBlocks
 from wsipipe.tiling import make_grid
 from wsipipe.types import Bounds
 
@@ -126,6 +129,51 @@ def test_jobs_in_any_order_and_from_many_threads_give_the_same_tiles():
             for row, tile in zip(job.rows.tolist(), tiles, strict=True):
                 x, y = grid.coords[row]
                 assert np.array_equal(tile, image[y : y + 50, x : x + 50])
+
+
+@pytest.mark.parametrize("target", [0.25, 0.7])
+def test_jobs_side_by_side_decode_no_block_twice(target):
+    """Each sleeps while it decodes, so that both jobs want the same blocks at the same time."""
+    image = noise(900, 700)
+    slide = image_slide(image, block=64, mpp="0.25")
+    decode = slide._reader.read_block
+
+    def slowly(*place):
+        time.sleep(0.001)
+        return decode(*place)
+
+    slide._reader.read_block = slowly
+    grid = make_grid(slide, None, tile_px=50, mpp=target)
+    jobs = plan_jobs(slide, grid, max_tiles=11)
+    with ThreadPoolExecutor(4) as pool:
+        side_by_side = list(pool.map(lambda job: read_job(slide, grid, job)[0], jobs))
+    decoded = slide._reader.decoded
+    assert len(decoded) == len(set(decoded))
+    alone = image_slide(image, block=64, mpp="0.25")
+    for job, tiles in zip(plan_jobs(alone, grid, max_tiles=11), side_by_side, strict=True):
+        assert np.array_equal(tiles, read_job(alone, grid, job)[0])
+
+
+def test_a_block_in_flight_is_waited_for_and_tried_again_where_its_decoding_failed():
+    shared = SharedBlocks(np.array([7]), np.array([3]), np.array([2]), max_bytes=1000)
+    begun, go_on = threading.Event(), threading.Event()
+    pixels = np.zeros((2, 2, 3), np.uint8)
+
+    def fails():
+        begun.set()
+        assert go_on.wait(10)
+        raise ReadError("s.svs", "a broken block")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shared.get, 7, 0, fails, wait=True)
+        assert begun.wait(10)
+        assert shared.get(7, 1, lambda: pixels, wait=False) is BUSY
+        second = pool.submit(shared.get, 7, 1, lambda: pixels, wait=True)
+        go_on.set()
+        with pytest.raises(ReadError):
+            first.result(10)
+        assert second.result(10) is pixels
+    assert shared.get(7, 2, fails, wait=False) is pixels
 
 
 def test_shared_blocks_stay_within_their_bound():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ReadError
 from wsipipe.slide.resample import reduce_whole
+from wsipipe.slide.shared import BUSY
 from wsipipe.slide.slide import Slide
 from wsipipe.tiling import TileGrid, TileJob
 from wsipipe.types import TileArray
@@ -48,18 +49,21 @@ def read_cut(
     reduced = np.empty((block_h, block_w, 3), np.uint8) if factor != (1, 1) else None
     coincide = grid.tile_px == block_w == block_h
     columns, share, background = job.plan.block_columns, job.plan.shared.get, slide.background
-    for block, shared, parts in _pairs(grid, job, factor, (block_w, block_h)).blocks():
+
+    def cut(block: int, shared: bool, parts: list[_Part], *, wait: bool) -> bool:
+        """Bring the block to its tiles; false if another job is just decoding it."""
         row, col = divmod(block, columns)
         place, ty, tx, by, bx, height, width = parts[0]
         whole = coincide and len(parts) == 1 and height == width == block_w
         target = out[place] if whole else None
         try:
             if shared:
-                pixels = share(
-                    block,
-                    job.index,
-                    lambda col=col, row=row: slide.read_block(level, col, row),  # type: ignore[misc]
+                found = share(
+                    block, job.index, lambda: slide.read_block(level, col, row), wait=wait
                 )
+                if found is BUSY:
+                    return False
+                pixels = found
             elif target is None or reduced is not None:
                 pixels = slide.read_block(level, col, row, scratch)
             else:
@@ -70,19 +74,24 @@ def read_cut(
         if pixels is None:
             for place, ty, tx, _, _, height, width in parts:
                 out[place, ty : ty + height, tx : tx + width] = background
-            continue
+            return True
         if reduced is not None:
             # A shared block comes again for the tiles below: only the rows needed now.
             top, bottom = min(part[3] for part in parts), max(part[3] + part[5] for part in parts)
             pixels = reduce_whole(
                 pixels, factor, (top, bottom), reduced if target is None else target
             )
-        if pixels is target:
-            continue
-        for place, ty, tx, by, bx, height, width in parts:
-            out[place, ty : ty + height, tx : tx + width] = pixels[
-                by : by + height, bx : bx + width
-            ]
+        if pixels is not target:
+            for place, ty, tx, by, bx, height, width in parts:
+                out[place, ty : ty + height, tx : tx + width] = pixels[
+                    by : by + height, bx : bx + width
+                ]
+        return True
+
+    blocks = _pairs(grid, job, factor, (block_w, block_h)).blocks()
+    put_off = [each for each in blocks if not cut(*each, wait=False)]
+    for each in put_off:
+        cut(*each, wait=True)
 
 
 _Part: TypeAlias = tuple[int, int, int, int, int, int, int]

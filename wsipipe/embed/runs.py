@@ -18,6 +18,7 @@ from wsipipe.embed.cut import BAD
 from wsipipe.errors import ReadError
 from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.resample import resample_from
+from wsipipe.slide.shared import BUSY, Busy
 from wsipipe.slide.slide import Slide
 from wsipipe.tiling import TileGrid, TileJob
 from wsipipe.types import TileArray
@@ -98,29 +99,33 @@ class _JobBlocks:
         self._held: dict[int, TileArray | None] = {}
         ids = np.fromiter(needed, np.int64, len(needed))
         self._shared = set(ids[job.plan.shared.among(ids)].tolist())
+        self._put_off: set[int] = set()
         self.bad: set[int] = set()
 
-    def __call__(self, col: int, row: int) -> TileArray | None:
+    def __call__(self, col: int, row: int) -> TileArray | Busy | None:
+        """Pixels of a block; BUSY, once, while another job is decoding it."""
         block = row * self._job.plan.block_columns + col
+        if block not in self._held:
+            pixels = self._read(block, col, row)
+            if pixels is BUSY:
+                self._put_off.add(block)
+                return BUSY
+            self._held[block] = pixels
         self._left[block] -= 1
-        if block in self._held:
-            held = self._held[block]
-            if self._left[block] <= 0:
-                del self._held[block]
-            return held
+        return self._held[block] if self._left[block] > 0 else self._held.pop(block)
+
+    def _read(self, block: int, col: int, row: int) -> TileArray | Busy | None:
+        slide, level, job = self._slide, self._level, self._job
         try:
-            if block in self._shared:
-                pixels = self._job.plan.shared.get(
-                    block, self._job.index, lambda: self._slide.read_block(self._level, col, row)
-                )
-            else:
-                pixels = self._slide.read_block(self._level, col, row)
+            if block not in self._shared:
+                return slide.read_block(level, col, row)
+            wait = block in self._put_off
+            return job.plan.shared.get(
+                block, job.index, lambda: slide.read_block(level, col, row), wait=wait
+            )
         except ReadError:
             self.bad.add(block)
-            pixels = None
-        if self._left[block] > 0:
-            self._held[block] = pixels
-        return pixels
+            return None
 
 
 def _reduce_run(

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["RunContext", "SlideTask"]
 
 _JOB_BYTES = 16 << 20  # pixels in one read job
+_BATCH = 32  # tiles; jobs are whole multiples, so that small batches need no copies at seams
 PARTIAL_FOLDER = ".partial"
 _T = TypeVar("_T")
 
@@ -346,6 +347,8 @@ def _jobs(slide: Slide, grid: TileGrid, missing: NDArray[np.bool_]) -> list[Any]
     """Read jobs that hold a missing row."""
     if not len(grid):
         return []
-    per_job = max(1, _JOB_BYTES // (grid.tile_px**2 * 3))
-    jobs = plan_jobs(slide, grid, max_tiles=min(256, per_job))
+    per_job = min(256, max(1, _JOB_BYTES // (grid.tile_px**2 * 3)))
+    if per_job > _BATCH:
+        per_job -= per_job % _BATCH
+    jobs = plan_jobs(slide, grid, max_tiles=per_job)
     return [job for job in jobs if missing[job.rows].any()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from wsipipe.slide.shared import BUSY, Busy
 from wsipipe.types import Rgb, TileArray
 
 __all__ = ["ReadBlock", "fill_region", "paste", "repeat_edge"]
 
-ReadBlock: TypeAlias = Callable[[int, int], TileArray | None]  # (col, row) -> pixels
+ReadBlock: TypeAlias = Callable[[int, int], TileArray | Busy | None]  # (col, row) -> pixels
 
 
 def fill_region(
@@ -25,7 +26,8 @@ def fill_region(
     Args:
         out: (h, w, 3) uint8.
         corner: (x, y) of the region's top-left corner in pixels of the level.
-        read_block: Gives the block (col, row), or None where nothing was scanned.
+        read_block: Gives the block (col, row), or None where nothing was scanned; or BUSY, and is
+            asked again after all others.
         block_size, level_size: (width, height).
         background: Colour of what lies outside the level or was not scanned.
     """
@@ -38,10 +40,20 @@ def fill_region(
     if right <= left or bottom <= top:
         return
     block_w, block_h = block_size
-    for row in range(top // block_h, -(-bottom // block_h)):
-        for col in range(left // block_w, -(-right // block_w)):
-            block = read_block(col, row)
-            paste(out, corner, block, (col, row), block_size, level_size, background)
+    places = [
+        (col, row)
+        for row in range(top // block_h, -(-bottom // block_h))
+        for col in range(left // block_w, -(-right // block_w))
+    ]
+    while places:
+        put_off = []
+        for place in places:
+            block = read_block(*place)
+            if block is BUSY:
+                put_off.append(place)
+            else:
+                paste(out, corner, block, place, block_size, level_size, background)
+        places = put_off
 
 
 def paste(
