@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.slide.memory import SPARE_BYTES, pixels_in
+
 __all__ = ["Buffer", "BufferPool"]
 
 _STEP = 1 << 20
@@ -21,8 +23,7 @@ class Buffer:
 
     def tiles(self, count: int, tile_px: int) -> NDArray[np.uint8]:
         """The head of the buffer as (count, tile_px, tile_px, 3)."""
-        used = count * tile_px * tile_px * 3
-        return self.memory[:used].reshape(count, tile_px, tile_px, 3)
+        return pixels_in(self.memory, (count, tile_px, tile_px, 3))
 
 
 class BufferPool:
@@ -42,10 +43,11 @@ class BufferPool:
         self._changed = threading.Condition()
 
     def take(self, nbytes: int) -> Buffer | None:
-        """A buffer of at least `nbytes`; waits for one; None once the pool is closed.
+        """A buffer for `nbytes` of tiles; waits for one; None once the pool is closed.
 
         A request above the whole budget is granted when nothing else is out: slower, never stuck.
         """
+        nbytes += SPARE_BYTES
         with self._changed:
             while not self._closed:
                 fitting = [b for b in self._free if nbytes <= b.memory.size <= 2 * nbytes + _STEP]

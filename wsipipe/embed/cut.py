@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import ReadError
+from wsipipe.slide.memory import empty_pixels
 from wsipipe.slide.resample import reduce_whole
 from wsipipe.slide.shared import BUSY
 from wsipipe.slide.slide import Slide
@@ -45,7 +46,7 @@ def read_cut(
     level = grid.read.level
     full_w, full_h = slide.block_sizes[level]
     block_w, block_h = full_w // factor[0], full_h // factor[1]
-    scratch = np.empty((full_h, full_w, 3), np.uint8)
+    scratch = empty_pixels((full_h, full_w, 3))
     reduced = np.empty((block_h, block_w, 3), np.uint8) if factor != (1, 1) else None
     coincide = grid.tile_px == block_w == block_h
     columns, share, background = job.plan.block_columns, job.plan.shared.get, slide.background

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from wsipipe.embed.cut import BAD, GOOD, read_cut
 from wsipipe.embed.runs import read_runs
 from wsipipe.errors import ConfigError, ReadError
+from wsipipe.slide.memory import SPARE_BYTES, empty_pixels, pixels_in
 from wsipipe.slide.slide import Slide
 from wsipipe.tiling import TileGrid, TileJob, plan_jobs
 from wsipipe.types import Rows, TileArray
@@ -37,7 +39,7 @@ def read_job(
     """
     count = len(job.rows)
     if out is None:
-        out = np.empty((count, grid.tile_px, grid.tile_px, 3), np.uint8)
+        out = empty_pixels((count, grid.tile_px, grid.tile_px, 3))
     status = np.zeros(count, np.uint8)
     if job.plan.factor is None:
         read_runs(slide, grid, job, out, status)
@@ -135,11 +137,11 @@ class _Recycled:
         count = len(job.rows)
         for index in range(len(self._buffers)):
             if sys.getrefcount(self._buffers[index]) == _UNSEEN:
-                return self._buffers[index][:count]
-        buffer = np.empty(self._shape, np.uint8)
+                return pixels_in(self._buffers[index], self._shape)[:count]
+        memory = np.empty(math.prod(self._shape) + SPARE_BYTES, np.uint8)
         if len(self._buffers) < self._keep:
-            self._buffers.append(buffer)
-        return buffer[:count]
+            self._buffers.append(memory)
+        return pixels_in(memory, self._shape)[:count]
 
 
 def _count_unseen() -> int:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from wsipipe.slide.memory import empty_pixels
 from wsipipe.slide.resample import opencv
 from wsipipe.types import TileArray
 
@@ -88,7 +89,7 @@ def decode_block(
     """
     width, height = size
     if out is None or out.shape != (height, width, form.samples):
-        out = np.empty((height, width, form.samples), np.uint8)
+        out = empty_pixels((height, width, form.samples))
     if form.compression == JPEG:
         return _jpeg(data, form, out, least or size)
     if form.compression in WAVELET:
@@ -115,7 +116,7 @@ def _jpeg(data: bytes, form: BlockFormat, out: TileArray, least: tuple[int, int]
     if least != (out.shape[1], out.shape[0]):
         width, height = _jpeg_size(data)
         if least[0] <= width <= out.shape[1] and least[1] <= height <= out.shape[0]:
-            out = np.empty((height, width, form.samples), np.uint8)
+            out = empty_pixels((height, width, form.samples))
             target = out[..., 0] if form.samples == 1 else out
     try:
         imagecodecs.jpeg8_decode(

@@ -76,7 +76,7 @@ class SharedBlocks:
 
     def get(
         self, block: int, job: int, decode: Callable[[], TileArray | None], *, wait: bool
-    ) -> TileArray | None | Busy:
+    ) -> TileArray | Busy | None:
         """The block for one job; each job is given each of its shared blocks once.
 
         Args:
