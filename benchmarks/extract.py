@@ -74,7 +74,8 @@ def section_openvino(bench: Bench) -> None:
     from wsipipe.encoders import create_encoder
     from wsipipe.encoders.precision import cpu_has_bf16
 
-    path, engine, bare = bench.slide(4096), [], []
+    # Long enough that compiling for each batch size of the ramp is little of the whole.
+    path, engine, bare = bench.slide(8192), [], []
     for _ in range(bench.rounds):
         by = {}
         for device in ("cpu", "openvino"):

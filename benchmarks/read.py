@@ -142,6 +142,44 @@ def ours(slide: wp.Slide, grid: wp.TileGrid, count: int) -> Callable[[], None]:
     return run
 
 
+def where_it_goes(slide: wp.Slide, reader: TiffReader, count: int, rounds: int) -> None:
+    """Microseconds of an aligned tile, one cost after the other: what of ours is not decoding."""
+    grid = wp.make_grid(slide, None, tile_px=TILE, mpp=0.25)
+    coords = grid.coords[:count]
+    data = compressed(reader, np.concatenate([coords, coords + TILE], axis=1))
+    level, far = reader._levels[0], empty_pixels((256, TILE, TILE, 3))
+    ids = [y // TILE * level.columns + x // TILE for x, y in coords.tolist()]
+    decode, whole = imagecodecs.jpeg8_decode, ours(slide, grid, count)
+
+    def read_bytes() -> None:
+        for i in ids:
+            reader._file.read(int(level.offsets[i]), int(level.counts[i]))
+
+    def decode_far() -> None:
+        for number, piece in enumerate(data):
+            decode(piece, tables=None, colorspace="YCBCR", outcolorspace="RGB",
+                   out=far[number % len(far)])  # fmt: skip
+
+    def no_decoding() -> None:
+        imagecodecs.jpeg8_decode = lambda *_, **__: None
+        try:
+            whole()
+        finally:
+            imagecodecs.jpeg8_decode = decode
+
+    runs = {"ours": whole, "raw": raw_decode(data), "far": decode_far, "rest": no_decoding,
+            "bytes": read_bytes}  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(2 * rounds):
+        for name, run in runs.items():
+            times[name].append(timed(run, wall=False) / count * 1e6)
+    cost = {name: statistics.median(each) for name, each in times.items()}
+    print(f"  of {cost['ours']:.0f} us a tile: {cost['raw']:.0f} decoding, "
+          f"{cost['far'] - cost['raw']:.1f} more into memory than into the cache, "
+          f"{cost['bytes']:.1f} reading the bytes, "
+          f"{cost['rest'] - cost['bytes']:.1f} Python")  # fmt: skip
+
+
 def ours_threads(
     slide: wp.Slide, grid: wp.TileGrid, count: int, threads: int
 ) -> Callable[[], None]:
@@ -344,6 +382,7 @@ def main() -> int:
 
         met &= case("aligned 256 px, native", 256, 0.25,
                     {"raw decode": 0.85, "openslide": 7, "cucim": 1.2})  # fmt: skip
+        where_it_goes(slide, reader, count, args.rounds)
         met &= case("224 px at twice the mpp", 224, 0.5, {"raw decode": 0.60, "openslide": 6})
         met &= case("224 px at 1.9786 times the mpp", 224, 0.49465, {})
         met &= case("unaligned 224 px, native", 224, 0.25, {"openslide": 5})
