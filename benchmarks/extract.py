@@ -72,7 +72,7 @@ def section_openvino(bench: Bench) -> None:
         bench.note("openvino: not installed, skipped")
         return
     from wsipipe.encoders import create_encoder
-    from wsipipe.encoders.precision import cpu_has_bf16
+    from wsipipe.processor import cpu_has_bf16
 
     # Long enough that compiling for each batch size of the ramp is little of the whole.
     path, engine, bare = bench.slide(8192), [], []

@@ -17,7 +17,7 @@ attention MIL 512-384. The baselines are re-enacted from their descriptions, not
 torchmil is run itself (its Trainer, ABMIL and dataset, bags cached in memory beforehand), where it
 is installed: `pip install torchmil`. Without, its row says so.
 
-bf16 is used where the CPU has AMX. Elsewhere matrix products bound everybody: their share is
+bf16 is used where the CPU multiplies it. Elsewhere matrix products bound everybody: their share is
 printed as lines of their own, measured here ("floor"). Ours drops units of all tiles together
 (see `aggregators/abmil.py`), which leaves .65 of the arithmetic; "tile dropout" is ours with the
 baselines' dropout.

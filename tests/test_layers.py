@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "wsipipe"
 
 # A room imports only from rooms above it (its own included).
 ORDER = [
-    {"types", "errors", "config", "words", "owner", "_version"},
+    {"types", "errors", "config", "words", "owner", "processor", "_version"},
     {"weights", "_hub", "bundles"},
     {"slide"},
     {"tissue"},

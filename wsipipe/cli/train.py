@@ -51,7 +51,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of folds, weights and order.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of this run.")] = Path("wsipipe-mil"),
     epochs: Annotated[int, typer.Option(help="At most.")] = 40,
-    lr: Annotated[float, typer.Option(help="Of AdamW, after warm-up, before cosine.")] = 1e-4,
+    lr: Annotated[float, typer.Option(help="Of AdamW, after warm-up, before cosine.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 1e-2,
     batch_bags: Annotated[int, typer.Option(help="Bags a step; 0 = by cohort size.")] = 0,
     bag_tiles: Annotated[int, typer.Option(help="Tiles drawn from a bag a step; 0 = all.")] = 0,

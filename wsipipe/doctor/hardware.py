@@ -81,7 +81,7 @@ def devices(*, quick: bool) -> Iterator[Finding]:
 def _cpu() -> Finding:
     import torch
 
-    from wsipipe.encoders.precision import cpu_has_bf16
+    from wsipipe.processor import cpu_has_bf16
 
     name = _cpu_name()
     fast = cpu_has_bf16()

@@ -14,8 +14,9 @@ from torch import nn
 
 from wsipipe.encoders.card import Precision
 from wsipipe.errors import ConfigError
+from wsipipe.processor import cpu_has_bf16
 
-__all__ = ["DTYPES", "Resolved", "cpu_has_bf16", "lower", "resolve_precision"]
+__all__ = ["DTYPES", "Resolved", "lower", "resolve_precision"]
 
 Resolved: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -24,15 +25,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower."""
-    try:
-        capabilities = torch.cpu.get_capabilities()
-    except AttributeError:  # torch < 2.10
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def resolve_precision(asked: str, card_precision: Precision, device: torch.device) -> Resolved:

@@ -23,6 +23,7 @@ from wsipipe.mil.base import MILOutput
 from wsipipe.mil.losses import total_loss
 from wsipipe.mil.packing import Segments, pack
 from wsipipe.mil.runs import BagSet, Run
+from wsipipe.processor import cpu_has_bf16
 
 __all__ = ["fit_runs", "pick_device", "predict_logits", "resolve_precision"]
 
@@ -72,8 +73,7 @@ def resolve_precision(asked: str, device: torch.device, mean_tiles: float) -> st
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    tile = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return "bf16" if tile is not None and tile() and mean_tiles >= 256 else "fp32"
+    return "bf16" if cpu_has_bf16() and mean_tiles >= 256 else "fp32"
 
 
 def fit_runs(

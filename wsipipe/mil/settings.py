@@ -37,7 +37,7 @@ class TrainSettings:
     aggregator: str = "abmil"
     aggregator_settings: dict[str, Any] = field(default_factory=dict)
     epochs: int = 40
-    lr: float = 1e-4
+    lr: float = 3e-4
     weight_decay: float = 1e-2
     batch_bags: int = 0
     warmup: float = 0.05

@@ -69,11 +69,11 @@ def draw_thumbnail(
     per_px = width / size[0], height / size[1]
     if tissue is not None and tissue.pen is not None:
         picture = _tint(picture, tissue.pen)
-    draw = ImageDraw.Draw(picture)
     if grid is not None and len(grid.coords):
-        _draw_grid(draw, grid, per_px)
+        picture = _draw_grid(picture, grid, per_px)
     if tissue is not None:
-        _draw_outlines(draw, tissue, per_px, line=max(1, round(max(size) / 600)))
+        line = max(1, round(max(size) / 600))
+        _draw_outlines(ImageDraw.Draw(picture), tissue, per_px, line)
     # A name may hold a line break; the footer is one line.
     return _with_footer(picture, " ".join(slide_id.split()), um_px)
 
@@ -94,14 +94,25 @@ def _tint(picture: PilImage, pen: NDArray[np.bool_]) -> PilImage:
     return Image.composite(Image.new("RGB", picture.size, _PEN), picture, stencil)
 
 
-def _draw_grid(draw: ImageDraw, grid: TileGrid, per_px: tuple[float, float]) -> None:
-    ux, uy = (float(s) for s in grid.read.scale)
-    edge = grid.tile_px * ux / per_px[0], grid.tile_px * uy / per_px[1]
+def _draw_grid(picture: PilImage, grid: TileGrid, per_px: tuple[float, float]) -> PilImage:
+    """Frames of one pixel; all tiles at once, for a call a tile would hold up the readers."""
+    from PIL import Image
+
+    edge = [grid.tile_px * float(s) / p for s, p in zip(grid.read.scale, per_px, strict=True)]
     if min(edge) < 3:
-        return  # Frames would cover the picture; the outline says enough.
+        return picture  # Frames would cover the picture; the outline says enough.
     corners = grid.coords / np.asarray(per_px)
-    for x, y in corners.tolist():
-        draw.rectangle((x, y, x + edge[0], y + edge[1]), outline=_GRID, width=1)
+    left, top = corners.astype(np.intp).T
+    right, bottom = (corners + edge).astype(np.intp).T
+    # The last column and row catch frames that end on the slide's own edge.
+    frames = np.zeros((max(picture.height, bottom.max()) + 1, max(picture.width, right.max()) + 1),
+                      np.bool_)  # fmt: skip
+    for step in range(int(max(edge)) + 2):
+        x, y = np.minimum(left + step, right), np.minimum(top + step, bottom)
+        frames[top, x] = frames[bottom, x] = frames[y, left] = frames[y, right] = True
+    pixels = np.array(picture)
+    pixels[frames[: picture.height, : picture.width]] = _GRID
+    return Image.fromarray(pixels)
 
 
 def _draw_outlines(
