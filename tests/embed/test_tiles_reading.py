@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from wsipipe.embed import iter_tiles, plan_jobs, read_job
+from wsipipe.embed.buffers import BufferPool
 from wsipipe.errors import ConfigError, ReadError
+from wsipipe.slide.memory import empty_pixels
 from wsipipe.slide.shared import BUSY, SharedBlocks
 from wsipipe.tiling import make_grid
 from wsipipe.types import Bounds
@@ -174,6 +176,67 @@ def test_a_block_in_flight_is_waited_for_and_tried_again_where_its_decoding_fail
             first.result(10)
         assert second.result(10) is pixels
     assert shared.get(7, 2, fails, wait=False) is pixels
+
+
+def test_a_hanging_block_holds_up_nobody_else(monkeypatch):
+    monkeypatch.setattr("wsipipe.slide.shared._PATIENCE_S", 0.05)
+    shared = SharedBlocks(np.array([7]), np.array([3]), np.array([2]), max_bytes=1000)
+    begun, go_on = threading.Event(), threading.Event()
+    late, mine = (np.full((2, 2, 3), value, np.uint8) for value in (1, 2))
+
+    def hangs():
+        begun.set()
+        assert go_on.wait(10)
+        return late
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(shared.get, 7, 0, hangs, wait=True)
+        assert begun.wait(10)
+        assert shared.get(7, 1, lambda: mine, wait=True) is mine
+        go_on.set()
+        assert first.result(10) is late
+    assert shared.get(7, 2, hangs, wait=False) is mine
+    assert shared._bytes == 0
+
+
+def test_a_block_that_cannot_be_kept_goes_to_all_who_wait():
+    shared = SharedBlocks(np.array([7]), np.array([3]), np.array([2]), max_bytes=0)
+    begun, go_on = threading.Event(), threading.Event()
+    pixels = np.zeros((2, 2, 3), np.uint8)
+
+    def decode():
+        begun.set()
+        assert go_on.wait(10)
+        return pixels
+
+    def never():
+        raise AssertionError("decoded again")
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(shared.get, 7, 0, decode, wait=True)
+        assert begun.wait(10)
+        others = [pool.submit(shared.get, 7, job, never, wait=True) for job in (1, 2)]
+        while len(shared._changed._waiters) < 2:
+            time.sleep(0.001)
+        go_on.set()
+        assert all(each.result(10) is pixels for each in (first, *others))
+
+
+@pytest.mark.parametrize("px", [224, 240, 256])
+def test_no_row_begins_where_libjpeg_writes_past_the_cache(px):
+    """Multiples of 16 (SSE2) and 32 (AVX2); the pitch of 240 px is no multiple of 32."""
+    slide = image_slide(noise(600, 600), block=64, mpp="0.25")
+    grid = make_grid(slide, None, tile_px=px, mpp=0.25)
+    job = plan_jobs(slide, grid)[0]
+    arrays = [
+        next(iter_tiles(slide, grid))[1],
+        read_job(slide, grid, job)[0],
+        BufferPool(1 << 24).take(2 * px * px * 3).tiles(2, px),
+        empty_pixels((px, px, 3)),
+    ]
+    for array in arrays:
+        rows = array.reshape(-1, px * 3)
+        assert all(row.ctypes.data % 16 for row in rows)
 
 
 def test_shared_blocks_stay_within_their_bound():

@@ -18,7 +18,7 @@ from wsipipe.mil.bags import find_bags
 from wsipipe.mil.bank import FeatureBank
 from wsipipe.mil.crossval import train
 from wsipipe.mil.ensemble import load_ensemble, load_fold
-from wsipipe.mil.fitting import fit_runs
+from wsipipe.mil.fitting import fit_runs, resolve_precision
 from wsipipe.mil.losses import fit_criterion
 from wsipipe.mil.prediction import predict
 from wsipipe.mil.registry import create_aggregator
@@ -556,3 +556,13 @@ def test_runs_are_compared_in_pairs_on_the_same_folds_only(cohort):
     _train(cohort, "other", seed=5)
     with pytest.raises(ConfigError, match="splits"):
         compare_runs([cohort / "good", cohort / "other"])
+
+
+@pytest.mark.parametrize(
+    ("in_hardware", "mean_tiles", "expected"),
+    [(True, 5000, "bf16"), (True, 12, "fp32"), (False, 5000, "fp32")],
+)
+def test_precision_is_bf16_where_it_pays(monkeypatch, in_hardware, mean_tiles, expected):
+    monkeypatch.setattr("wsipipe.mil.fitting.cpu_has_bf16", lambda: in_hardware)
+    assert resolve_precision("auto", torch.device("cpu"), mean_tiles) == expected
+    assert resolve_precision("fp32", torch.device("cpu"), mean_tiles) == "fp32"

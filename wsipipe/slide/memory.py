@@ -12,11 +12,11 @@ from wsipipe.types import TileArray
 __all__ = ["PIXELS_AT", "SPARE_BYTES", "empty_pixels", "pixels_in"]
 
 SPARE_BYTES: Final = 32
-# What a pixel array's address leaves over 32. Rows that begin at a multiple of 32 are written by
-# libjpeg-turbo (AVX2, its colour conversion) with stores that go past the cache, and whoever cuts
-# or reduces the block next fetches it back from memory: 234 µs for 256 px against 177. NumPy's own
-# addresses are one or the other by chance.
-PIXELS_AT: Final = 16
+# What a pixel array's address leaves over 16 and 32. Rows that begin at a multiple of 32 (AVX2) or
+# 16 (SSE2) are written by libjpeg-turbo's colour conversion with stores that go past the cache, and
+# whoever cuts or reduces the block next fetches it back from memory: 234 µs for 256 px against 177.
+# NumPy's own addresses are multiples of 16, of 32 by chance; rows of 240 px change between the two.
+PIXELS_AT: Final = 8
 
 
 def empty_pixels(shape: tuple[int, ...]) -> TileArray:

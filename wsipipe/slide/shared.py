@@ -17,6 +17,7 @@ __all__ = ["BUSY", "Busy", "SharedBlocks"]
 
 # Jobs run nearly in order; what a job so far back still waits for was skipped.
 _STALE_JOBS: Final = 64
+_PATIENCE_S: Final = 10.0
 
 
 class Busy(Enum):
@@ -26,6 +27,14 @@ class Busy(Enum):
 
 
 BUSY: Final = Busy.BUSY
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A block that a job is decoding."""
+
+    pixels: TileArray | None = None
+    landed: bool = False
 
 
 @dataclass(slots=True)
@@ -64,7 +73,7 @@ class SharedBlocks:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._entries: dict[int, _Entry] = {}
-        self._in_flight: set[int] = set()
+        self._flights: dict[int, _Flight] = {}
         self._changed = threading.Condition()
 
     def among(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -77,38 +86,42 @@ class SharedBlocks:
     def get(
         self, block: int, job: int, decode: Callable[[], TileArray | None], *, wait: bool
     ) -> TileArray | Busy | None:
-        """The block for one job; each job is given each of its shared blocks once.
+        """The block for one job, which asks once for each of its shared blocks.
 
         Args:
             block: Id of a shared block.
             job: Index of the job that asks.
             decode: Makes the pixels where they are not at hand; its array must be its own.
-            wait: For another job that is decoding the block; else BUSY is the answer, and the job
-                asks again when it has nothing better to do.
+            wait: For another job that is decoding the block, though not for long: it may hang.
+                Else BUSY is the answer, and the job asks again when it has nothing better to do.
         """
         with self._changed:
-            while True:
-                entry = self._entries.get(block)
-                if entry is not None:
-                    self._use(block, entry)
-                    return entry.pixels
-                if block not in self._in_flight:
-                    break
+            entry, flight = self._entries.get(block), self._flights.get(block)
+            if entry is None and flight is not None:
                 if not wait:
                     return BUSY
-                self._changed.wait()
-            self._in_flight.add(block)
-        pixels, decoded = None, False
+                self._changed.wait_for(lambda: self._flights.get(block) is not flight, _PATIENCE_S)
+                entry = self._entries.get(block)
+                if entry is None and flight.landed:  # there was no room to keep it
+                    return flight.pixels
+            if entry is not None:
+                self._use(block, entry)
+                return entry.pixels
+            own = self._flights[block] = _Flight()
         try:
-            pixels = decode()
-            decoded = True
+            own.pixels = decode()
+            own.landed = True
         finally:
             with self._changed:
-                self._in_flight.discard(block)
-                if decoded:
-                    self._keep(block, job, pixels)
+                if self._flights.get(block) is own:
+                    del self._flights[block]
                 self._changed.notify_all()
-        return pixels
+                entry = self._entries.get(block)
+                if entry is not None:  # somebody did not wait for so long
+                    self._use(block, entry)
+                elif own.landed:
+                    self._keep(block, job, own.pixels)
+        return own.pixels
 
     def _use(self, block: int, entry: _Entry) -> None:
         entry.left -= 1
