@@ -117,9 +117,8 @@ def test_digits_bags(tmp_path):
             )
         )
     print("digits-bags n=100", np.round(scores, 3))
-    # A guard, not the goal: a reference that learns from all 100 bags reaches .948 (.025 from draw
-    # to draw), ours .934; it keeps a tenth for the outer test and bags for early stopping.
-    assert np.mean(scores) >= 0.948 - 0.025
+    # A reference loop that learns from all 100 bags reaches .948 (.025 from draw to draw).
+    assert np.mean(scores) >= 0.95
 
 
 @pytest.mark.parametrize(("n", "bar"), [(50, 0.91), (200, 0.97)])
