@@ -40,21 +40,25 @@ class ForgivingLevel:
         self.bad = 0
 
     def read(self, x: int, y: int, width: int, height: int) -> TileArray | None:
-        """A region in pixels of the level, (height, width, 3) uint8; None where all is empty.
+        """A region inside the level, (height, width, 3) uint8; None where all is empty.
 
         Raises:
             ReadError: More than half of the level's blocks are bad.
         """
         out: TileArray | None = None
+        empty: list[tuple[int, int]] = []
         size, shape = (self._level.width, self._level.height), self._block
         background = self._slide.background
         for row in range(y // shape[1], -(-(y + height) // shape[1])):
             for col in range(x // shape[0], -(-(x + width) // shape[0])):
                 block = self._read_block(col, row)
                 if block is None and out is None:
+                    empty.append((col, row))
                     continue
                 if out is None:
-                    out = np.full((height, width, 3), background, np.uint8)
+                    out = np.empty((height, width, 3), np.uint8)
+                    for place in empty:
+                        paste(out, (x, y), None, place, shape, size, background)
                 paste(out, (x, y), block, (col, row), shape, size, background)
         return out
 
