@@ -67,7 +67,7 @@ def draw_thumbnail(
     size = max(1, round(width * mpp_x / um_px)), max(1, round(height * mpp_y / um_px))
     picture = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
     per_px = width / size[0], height / size[1]
-    if tissue is not None and tissue.pen is not None:
+    if tissue is not None and tissue.pen is not None and tissue.pen.any():
         picture = _tint(picture, tissue.pen)
     if grid is not None and len(grid.coords):
         picture = _draw_grid(picture, grid, per_px)

@@ -84,11 +84,7 @@ class TissueMask:
         They follow the mask's pixel edges, so their area is the mask's area and rasterising them
         gives the mask back.
         """
-        if self.outlines is not None:
-            return list(self.outlines)
-        from wsipipe.tissue.outlines import mask_outlines
-
-        return mask_outlines(self.mask, self.downsample, self.dimensions)
+        return list(self._polygons if self.outlines is None else self.outlines)
 
     def coverage(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
         """Fraction of each box that is tissue, by exact area.
@@ -106,6 +102,12 @@ class TissueMask:
         if len(boxes) == 0:
             return np.zeros(0, dtype=np.float32)
         return self._coverage.fractions(boxes)
+
+    @cached_property
+    def _polygons(self) -> list[Polygon]:
+        from wsipipe.tissue.outlines import mask_outlines
+
+        return mask_outlines(self.mask, self.downsample, self.dimensions)
 
     @cached_property
     def _coverage(self) -> SummedArea | PolygonCoverage:
