@@ -158,7 +158,7 @@ def test_hub_repository_in_timm_format(hub: Hub, tiles) -> None:
 
     files, state = timm_repo()
     hub.add("someone/model", files, commit="d" * 40)
-    encoder = create_encoder("hf-hub:someone/model")
+    encoder = create_encoder("hf-hub:someone/model", precision="fp32")
     assert encoder.card.mean == (0.5, 0.4, 0.3)
     assert encoder.revision == "d" * 40
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1).eval()

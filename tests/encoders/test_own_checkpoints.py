@@ -55,7 +55,7 @@ def card_file(tmp_path: Path) -> Path:
 def test_yaml_card_runs_a_private_checkpoint(card_file: Path, tiles) -> None:
     import timm
 
-    encoder = create_encoder(str(card_file))
+    encoder = create_encoder(str(card_file), precision="fp32")
     model = timm.create_model(
         "vit_tiny_patch16_224", num_classes=0, depth=2, reg_tokens=2, init_values=1e-5
     ).eval()
