@@ -156,13 +156,16 @@ def stream_attention(model: Any, bag: Any, chunk: int) -> tuple[Tensor, Tensor]:
         Pooled (1, K, H) float32 and raw scores (N, K) float32.
     """
     device = model.device
-    peak = total = z = None
-    scores = []
+    peak = total = z = scores = None
     for start in range(0, len(bag), chunk):
         rows = rows_tensor(bag[start : start + chunk], device)
         h = model.embed(Aggregator.cast(model, rows))
         s = model.score(h).float()
-        scores.append(s)
+        if scores is None:
+            # One array, not a piece a chunk: small pieces that stay between large ones that go keep
+            # the allocator from using the room again (2 GB for a million tiles).
+            scores = s.new_empty((len(bag), s.shape[1]))
+        scores[start : start + len(s)] = s
         new_peak = s.amax(dim=0) if peak is None else torch.maximum(peak, s.amax(dim=0))
         weights = torch.exp(s - new_peak)
         part = weights.T @ h.float()
@@ -175,4 +178,5 @@ def stream_attention(model: Any, bag: Any, chunk: int) -> tuple[Tensor, Tensor]:
         peak = new_peak
     assert z is not None
     assert total is not None
-    return (z / total[:, None])[None], torch.cat(scores)
+    assert scores is not None
+    return (z / total[:, None])[None], scores
