@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -137,16 +137,48 @@ def test_reading_does_not_wait_for_pictures_but_publishing_does(run_engine: Run)
     assert_whole(empty)
 
 
-def test_a_full_disk_ends_the_run(run_engine: Run) -> None:
-    class Full(FakeTask):
-        def finish(self) -> None:
-            raise OutputError("out/x.h5", "no space left")
+class FullDisk(FakeTask):
+    """Cannot be published; says when its reading began and when it fell."""
 
-    later = FakeTask(1, 5000)
+    def __init__(self, number: int, count: int) -> None:
+        self.begun, self.fell = threading.Event(), threading.Event()
+        super().__init__(number, count, on_read=lambda job: self.begun.set())
+
+    def finish(self) -> None:
+        self.fell.set()
+        raise OutputError("out/x.h5", "no space left")
+
+
+def test_a_full_disk_ends_the_run(run_engine: Run) -> None:
+    full = FullDisk(0, 5)
+    later = FakeTask(
+        1,
+        5000,
+        on_prepare=lambda: full.begun.wait(30),
+        on_read=lambda job: job.rows[0] < 3000 or full.fell.wait(30),
+    )
     with pytest.raises(OutputError):
-        run_engine([Full(0, 5), later], encoders=[FakeEncoder(pause=0.01)])
+        run_engine([full, later], encoders=[FakeEncoder(pause=0.01)])
     assert later.finished == 0
     assert later.kept is True
+    assert (full.closed, later.closed) == (1, 1)
+
+
+def test_a_slide_begun_while_the_disk_fills_keeps_its_rows(run_engine: Run) -> None:
+    full, begun, recorder = FullDisk(0, 5), threading.Event(), Recorder()
+    late = FakeTask(1, 20, on_prepare=begun.set)
+
+    def tasks() -> Iterator[FakeTask]:
+        yield full
+        full.fell.wait(30)
+        time.sleep(0.1)  # until the error is in the mailbox
+        yield late
+
+    recorder.on_tick = lambda snapshot: begun.wait(30)
+    with pytest.raises(OutputError):
+        run_engine(tasks(), recorder=recorder)
+    assert late.kept is True
+    assert late.closed == 1
 
 
 def test_a_model_that_fails_ends_the_run_and_says_so(run_engine: Run) -> None:

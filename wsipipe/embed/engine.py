@@ -211,15 +211,25 @@ class Engine:
 
     def _shut_down(self) -> None:
         """End the threads; what is still open was cut short by an error and is abandoned."""
-        left = list(self._open.values())
-        with self._lock:
-            for progress in left:
-                progress.over = True
+        idle = self._cut_short(list(self._open.values()))
         self._feed.close()
         self._pool.close()
         self._batcher.close()
         self._results.stop()
         self._streams.join(_PATIENCE_S)
         self._readers.join(_PATIENCE_S)
-        for progress in left:
+        # Some may have begun behind the error that ended the run.
+        begun = [m.progress for m in self._mailbox.rest() if isinstance(m, Began)]
+        idle += self._cut_short(begun)
+        for progress in [*self._open.values(), *begun]:
             progress.task.abandon(keep=True)
+        for progress in idle:
+            progress.task.close()
+
+    def _cut_short(self, tasks: list[Progress]) -> list[Progress]:
+        """Nothing more is taken for these; those that no thread is inside of are to be closed by
+        the caller, the rest by the last thread that comes out."""
+        with self._lock:
+            for progress in tasks:
+                progress.over = True
+            return [progress for progress in tasks if progress.reading == 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Iterator
@@ -87,3 +88,9 @@ class Mailbox:
             yield message
             if self._queue.empty():
                 return
+
+    def rest(self) -> Iterator[Began | Over | Exhausted | Exception]:
+        """What still waits, now that nobody writes."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._queue.get_nowait()
