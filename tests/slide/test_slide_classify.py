@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 
@@ -13,6 +14,7 @@ from slidekit import write_pyramid
 
 import wsipipe as wp
 from wsipipe.errors import ConfigError, SlideOpenError
+from wsipipe.slide import fingerprint
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,15 @@ def test_missing_dangling_and_folders(tmp_path):
     (tmp_path / "folder.svs").mkdir()
     with pytest.raises(SlideOpenError, match="folder"):
         wp.open_slide(tmp_path / "folder.svs")
+
+
+@pytest.mark.parametrize("name", ["a.svs", "b.dcm", "c.mrxs", "d.vms", "e.png"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SlideOpenError, match="neither a file nor a folder"):
+        wp.open_slide(tmp_path / name)
+    with pytest.raises(SlideOpenError, match="neither a file nor a folder"):
+        fingerprint(tmp_path / name)
 
 
 def test_a_mirax_file_without_its_folder(tmp_path):

@@ -140,6 +140,14 @@ def write_manifest(path, text):
     return str(path)
 
 
+@pytest.mark.parametrize("inputs", ["", [""], ["a.svs", ""]])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, inputs):
+    touch(tmp_path, "a.svs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="empty"):
+        find_slides(inputs)
+
+
 def test_a_manifest_gives_paths_ids_and_mpp(tmp_path):
     touch(tmp_path, "a.svs", "sub/b.png")
     manifest = write_manifest(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsipipe.embed.cut import BAD, GOOD, read_cut
 from wsipipe.embed.runs import read_runs
 from wsipipe.errors import ConfigError, ReadError
+from wsipipe.slide.arguments import as_whole
 from wsipipe.slide.memory import SPARE_BYTES, empty_pixels, pixels_in
 from wsipipe.slide.slide import Slide
 from wsipipe.tiling import TileGrid, TileJob, plan_jobs
@@ -75,6 +76,7 @@ def iter_tiles(
     """
     if on_error not in ("raise", "skip"):
         raise ConfigError(f"Unknown on_error {on_error!r}.", "Choose 'raise' or 'skip'.")
+    batch_size, workers = as_whole(batch_size=batch_size, workers=workers)
     if batch_size < 1 or workers < 1:
         raise ConfigError("batch_size and workers are at least 1.", "")
     jobs = plan_jobs(slide, grid, max_tiles=batch_size)

@@ -82,6 +82,8 @@ def as_number(value: object, default: int | None = None) -> int | None:
 
 def series_uid(path: Path) -> str | None:
     """SeriesInstanceUID of a file, or None where it is no readable DICOM file."""
+    if not path.is_file():
+        return None
     try:
         header = read_header(path, last=SERIES_UID)
     except (DicomError, OSError):

@@ -60,6 +60,8 @@ def find_slides(
     entries: list[SlideEntry] = []
     for given in inputs:
         text = os.fspath(given)
+        if not text:  # the value of a shell variable that is not set; "." is meant by nobody
+            raise ConfigError("The name of a slide is empty.", "Name a file, a folder or a URL.")
         if is_url(text):
             entries.append(SlideEntry(_base_id(text.split("?")[0].rstrip("/")), text))
         else:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 from wsipipe.errors import SlideOpenError
 from wsipipe.slide.dicom_file import series_uid
 
-__all__ = ["dicom_files", "fingerprint", "is_url", "slide_files"]
+__all__ = ["check_is_file", "dicom_files", "fingerprint", "is_url", "slide_files"]
 
 _EDGE_BYTES: Final = 64 * 1024
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -25,6 +25,16 @@ def is_url(path: str | Path) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None
 
 
+def check_is_file(path: Path) -> None:
+    """Refuse pipes, sockets and devices: opening one may wait for its other end for ever.
+
+    Raises:
+        SlideOpenError: Something is there that is neither a file nor a folder.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SlideOpenError(path, "neither a file nor a folder", "Name the slide itself.")
+
+
 def slide_files(path: Path) -> list[Path]:
     """Every file of the slide at `path`, sorted: a MIRAX set, a DICOM series, a folder, a file.
 
@@ -35,6 +45,7 @@ def slide_files(path: Path) -> list[Path]:
         if path.is_dir():
             series = dicom_files(path)
             return series or sorted(p for p in path.rglob("*") if p.is_file())
+        check_is_file(path)
         suffix = path.suffix.lower()
         if suffix == ".mrxs":
             folder = path.with_suffix("")

@@ -8,7 +8,7 @@ from typing import Final
 
 from wsipipe.errors import ConfigError, SlideOpenError
 from wsipipe.slide.classify import refuse_rubbish
-from wsipipe.slide.files import dicom_files, is_url
+from wsipipe.slide.files import check_is_file, dicom_files, is_url
 from wsipipe.slide.reader import Reader
 from wsipipe.slide.slide import Slide
 
@@ -125,6 +125,7 @@ def _existing(path: str | Path) -> Path:
     if not where.exists():
         problem = "a symbolic link to nothing" if where.is_symlink() else "the file does not exist"
         raise SlideOpenError(path, problem, "Check the path.")
+    check_is_file(where)
     return where
 
 

@@ -156,6 +156,8 @@ def resample_from(
         fetch: (x, y, width, height) in source pixels -> (height, width, 3) uint8.
         start, step, size: As for `resample`, in source pixels.
     """
+    if 0 in size:
+        return np.empty((size[1], size[0], 3), np.uint8)
     x0, x1 = axis_span(start[0], step[0], size[0])
     y0, y1 = axis_span(start[1], step[1], size[1])
     if (x1 - x0) * (y1 - y0) > _SOURCE_PIXELS and max(size) > 1:

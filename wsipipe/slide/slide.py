@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from wsipipe.errors import MissingMppError, ReadError, ResolutionError
-from wsipipe.slide.arguments import check_level, check_mpp, check_whole
+from wsipipe.slide.arguments import as_whole, check_level, check_mpp, check_ratios
 from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.forgiving import ForgivingLevel
@@ -80,6 +80,8 @@ class Slide:
         self._second: Reader | None = None
         self._second_tried = False
         self._lock = threading.Lock()
+        self._closed = False
+        self._reads = 0
         info = reader.info
         self.reader = reader.name
         self.reader_reason = reader_reason
@@ -160,7 +162,8 @@ class Slide:
         if mpp is None:
             return self.read_level(0, x, y, width, height)
         check_mpp(mpp)
-        check_whole(x=x, y=y)
+        check_ratios(mpp_tolerance, max_upsample)
+        x, y, width, height = as_whole(x=x, y=y, width=width, height=height)
         self._check_size(width, height)
         plan = choose_level(self, mpp, mpp_tolerance=mpp_tolerance, max_upsample=max_upsample)
         level = self.levels[plan.level]
@@ -182,10 +185,10 @@ class Slide:
 
         Raises:
             ConfigError: There is no such level, or a number is not whole.
-            ReadError: Pixels cannot be decoded.
+            ReadError: Pixels cannot be decoded, or the slide is closed.
         """
         check_level(level, len(self.levels))
-        check_whole(x=x, y=y)
+        x, y, width, height = as_whole(x=x, y=y, width=width, height=height)
         self._check_size(width, height)
         out = np.empty((height, width, 3), np.uint8)
         self.fill_level(level, x, y, out)
@@ -215,12 +218,15 @@ class Slide:
         Raises:
             ReadError: No reader can decode it.
         """
+        self._begin_read()
         try:
             block = self._reader.read_block(level, col, row, out)
         except CutBlockError:
             raise
         except ReadError as first:
             block = self._read_block_again(level, col, row, first)
+        finally:
+            self._end_read()
         if block is not None and self._recolour is not None:
             block = self._recolour(block)
         return block
@@ -329,7 +335,6 @@ class Slide:
         return out
 
     def _check_size(self, width: int, height: int) -> None:
-        check_whole(width=width, height=height)
         if width < 0 or height < 0 or width * height > _MAX_READ_PIXELS:
             raise ReadError(
                 self.path,
@@ -352,7 +357,31 @@ class Slide:
         return self._fingerprint
 
     def close(self) -> None:
-        """Release the files."""
+        """Release the files. Nothing can be read afterwards; closing twice is no error.
+
+        Where threads are still reading, the last of them releases the files: OpenSlide's memory
+        must not go away beneath them.
+        """
+        with self._lock:
+            idle = not self._closed and not self._reads
+            self._closed = True
+        if idle:
+            self._release()
+
+    def _begin_read(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise ReadError(self.path, "the slide is closed", "Open it again.")
+            self._reads += 1
+
+    def _end_read(self) -> None:
+        with self._lock:
+            self._reads -= 1
+            last = self._closed and not self._reads
+        if last:
+            self._release()
+
+    def _release(self) -> None:
         self._reader.close()
         if self._second is not None:
             self._second.close()

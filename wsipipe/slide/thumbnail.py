@@ -153,7 +153,7 @@ def _part_weights(first: int, count: int, step: Fraction, low: int, high: int, s
     left = (first + np.arange(count)) * float(step)
     right = np.minimum(left + float(step), size)
     begin = np.maximum(np.floor(left + 1e-9).astype(np.int64), low)
-    index = begin[:, None] + np.arange(int(-(-step // 1)) + 1)
+    index = begin[:, None] + np.arange(min(int(-(-step // 1)), high - low) + 1)
     weight = np.minimum(index + 1, right[:, None]) - np.maximum(index, left[:, None])
     weight = np.where((index < high) & (weight > 1e-7), weight, 0)
     weight /= np.maximum(right - left, 1e-9)[:, None]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
-from wsipipe.slide.arguments import check_whole
+from wsipipe.slide.arguments import as_whole, check_mpp, check_ratios
 from wsipipe.slide.levels import round_half_up
 from wsipipe.slide.slide import Slide, choose_level
 from wsipipe.types import Coords, exact
@@ -115,7 +115,10 @@ def make_grid(
         MissingMppError: The slide's resolution is unknown.
         ResolutionError: The slide is too coarse for `mpp`.
     """
-    _check(tile_px, mpp, overlap, min_tissue, mpp_tolerance, max_upsample)
+    (tile_px,) = as_whole(tile_px=tile_px)
+    check_mpp(mpp)
+    check_ratios(mpp_tolerance, max_upsample)
+    _check(tile_px, mpp, overlap, min_tissue)
     plan = choose_level(slide, mpp, mpp_tolerance=mpp_tolerance, max_upsample=max_upsample)
     stride_px = max(1, round_half_up(tile_px * (1 - exact(overlap))))
     level = slide.levels[plan.level]
@@ -134,7 +137,7 @@ def make_grid(
         coords=np.stack([corner_x[col_index], corner_y[row_index]], axis=1),
         tissue_fraction=np.ascontiguousarray(fractions[row_index, col_index]),
         col_row=np.stack([col_index, row_index], axis=1).astype(np.int32),
-        tile_px=int(tile_px),
+        tile_px=tile_px,
         mpp=float(mpp),
         mpp_effective=float(sum(effective) / 2),
         overlap=float(overlap),
@@ -142,31 +145,15 @@ def make_grid(
     )
 
 
-def _check(
-    tile_px: int,
-    mpp: float,
-    overlap: float,
-    min_tissue: float,
-    mpp_tolerance: float,
-    max_upsample: float,
-) -> None:
-    check_whole(tile_px=tile_px)
+def _check(tile_px: int, mpp: float, overlap: float, min_tissue: float) -> None:
     if not 1 <= tile_px <= 16384:
         raise ConfigError(f"A tile of {tile_px} pixels is not possible.", "Give 1 to 16384.")
-    if not 0 < mpp < 1e4:
+    if mpp >= 1e4:
         raise ConfigError(f"A target mpp of {mpp} is not possible.", "Give µm per pixel, as 0.5.")
     if not 0 <= overlap < 1:
         raise ConfigError(f"An overlap of {overlap} is not possible.", "Give 0 <= overlap < 1.")
     if not 0 <= min_tissue <= 1:
         raise ConfigError(f"A tissue fraction of {min_tissue} is not possible.", "Give 0 to 1.")
-    if not 0 <= mpp_tolerance < 1:
-        raise ConfigError(
-            f"An mpp tolerance of {mpp_tolerance} is not possible.", "Give 0 <= tolerance < 1."
-        )
-    if not max_upsample >= 1:
-        raise ConfigError(
-            f"A largest up-sampling of {max_upsample} is not possible.", "Give 1 or more."
-        )
 
 
 def _extent(
