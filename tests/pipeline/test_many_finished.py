@@ -9,9 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -21,6 +19,8 @@ import wsipipe as wp
 from wsipipe.embed.drain import Drain
 from wsipipe.pipeline import planning
 from wsipipe.pipeline.claims import Claims
+from wsipipe.pipeline.planning import SlidePlan
+from wsipipe.slide.discover import SlideEntry
 from wsipipe.store import Leases, identity_hash
 
 Make = Callable[..., Any]
@@ -149,15 +149,9 @@ def test_another_encoder_does_not_move_the_outline_of_the_first(
     assert (out / "tissue" / "s0.geojson").read_bytes() == outline
 
 
-@dataclass(frozen=True)
-class Plan:
-    entry: Any
-    todo: tuple[str, ...] = ("x",)
-
-
 def test_the_last_slides_are_left_to_whoever_is_free(tmp_path: Path) -> None:
     """Looking ahead ends where it would take what another process could begin now."""
-    plans = [Plan(SimpleNamespace(slide_id=f"s{i}", path="")) for i in range(12)]
+    plans = [SlidePlan(SlideEntry(f"s{i}", "")) for i in range(12)]
     leases = Leases(tmp_path / "leases")
     claims = Claims(
         leases,
@@ -165,6 +159,7 @@ def test_the_last_slides_are_left_to_whoever_is_free(tmp_path: Path) -> None:
         replan=lambda p: p,
         elsewhere=lambda p: False,
         suspect=lambda p: False,
+        ready=lambda p: True,
         drain=Drain(),
     )
     taken: list[str] = []

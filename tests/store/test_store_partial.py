@@ -15,7 +15,7 @@ import pytest
 
 from wsipipe.errors import OutputError, StoreError
 from wsipipe.owner import Owner, this_host
-from wsipipe.store import PartialRows, remove_stale_partials
+from wsipipe.store import PartialRows, RowRange, is_whole, remove_stale_partials
 from wsipipe.store.partial import find_partials
 
 ROWS, DIM = 1000, 16
@@ -233,3 +233,85 @@ def test_numbers_that_cannot_be_stored_are_refused(
     assert not partial.done.any()
     partial.put(np.arange(3), features, np.array([0, 1, 0], np.uint8))
     assert partial.done.sum() == 3
+
+
+def whole(out: Path, row_range: RowRange, identity: str = "one") -> bool:
+    return is_whole(
+        out / "features" / "e" / "a.h5",
+        row_range,
+        folder=out / ".partial",
+        identity={"identity": identity},
+    )
+
+
+def test_ranges_come_together_and_stay_until_the_slide_is_over(tmp_path: Path) -> None:
+    thirds = [RowRange(number, 3) for number in (1, 2, 3)]
+    for row_range, (first, last) in zip(thirds, [(0, 333), (333, 666), (666, 1000)], strict=True):
+        assert np.flatnonzero(row_range.mask(ROWS)).tolist() == list(range(first, last))
+        partial = open_rows(tmp_path, row_range=row_range)
+        put(partial, first, last - 1)
+        partial.close()
+        assert not whole(tmp_path, row_range)
+        partial = open_rows(tmp_path, row_range=row_range)
+        assert partial.recovered_rows == last - 1 - first
+        bad = np.array([last - 1])
+        partial.put(bad, X[bad], np.ones(1, np.uint8))
+        partial.close(whole=True)
+        assert whole(tmp_path, row_range)
+        assert not whole(tmp_path, row_range, identity="two")
+    for _ in range(2):  # the process that gathers them is killed once
+        together = open_rows(tmp_path)
+        assert together.complete
+        assert np.flatnonzero(together.tile_status).tolist() == [332, 665, 999]
+        good = together.tile_status == 0
+        np.testing.assert_array_equal(together.features()[good], X[good])
+        assert np.isnan(together.features()[~good]).all()
+        together.close()
+        assert all(whole(tmp_path, row_range) for row_range in thirds)
+    together = open_rows(tmp_path)
+    together.discard()
+    assert files(tmp_path) == []
+
+
+def test_a_range_takes_in_its_own_rows_of_what_was_there_before_the_cut(tmp_path: Path) -> None:
+    before = open_rows(tmp_path)
+    put(before, 100, 600)
+    before.close()
+    partial = open_rows(tmp_path, row_range=RowRange(1, 2))
+    assert np.flatnonzero(partial.done).tolist() == list(range(100, 500))
+    partial.discard()
+    assert open_rows(tmp_path).recovered_rows == 500, "the other file is not its to remove"
+
+
+def test_an_empty_range_is_made_without_a_row(tmp_path: Path) -> None:
+    partial = open_rows(tmp_path, row_range=RowRange(2, 2))
+    partial.close(whole=True)
+    assert whole(tmp_path, RowRange(2, 2))
+
+
+def test_rows_made_otherwise_are_not_taken_over(tmp_path: Path) -> None:
+    for row_range in (None, RowRange(1, 2)):
+        partial = open_rows(tmp_path, row_range=row_range, made_by="bf16")
+        put(partial, 0, 300)
+        partial.close()
+    assert open_rows(tmp_path, made_by="fp32").recovered_rows == 0
+
+
+def test_a_damaged_row_of_a_range_is_left_out(tmp_path: Path) -> None:
+    partial = open_rows(tmp_path, row_range=RowRange(1, 2))
+    put(partial, 0, 500)
+    partial.close(whole=True)
+    path = files(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[4096 + 7 * DIM * 2] ^= 1
+    path.write_bytes(content)
+    assert np.flatnonzero(~open_rows(tmp_path).done).tolist() == [7, *range(500, ROWS)]
+
+
+def test_a_range_that_somebody_writes_is_left_alone(tmp_path: Path) -> None:
+    writer = open_rows(tmp_path, row_range=RowRange(1, 2), flush_rows=1)
+    put(writer, 0, 100)
+    assert open_rows(tmp_path).recovered_rows == 0
+    put(writer, 100, 500)
+    writer.close(whole=True)
+    assert open_rows(tmp_path).recovered_rows == 500

@@ -112,7 +112,8 @@ def command(
     device: Annotated[
         str,
         typer.Option(
-            help="auto, cpu, cuda:1, openvino; several, cuda:0,cuda:1, get a process each.",
+            help="auto, cpu, cuda:1, openvino; several, cuda:0,cuda:1, get a process each and "
+            "share very large slides.",
             rich_help_panel=_MACHINE,
         ),
     ] = "auto",

@@ -12,6 +12,7 @@ from wsipipe.embed.engine import Listener, Outcome, Snapshot
 from wsipipe.embed.work import Task
 from wsipipe.errors import WsipipeError
 from wsipipe.pipeline.planning import SlidePlan, feature_path
+from wsipipe.pipeline.range_task import RangeTask
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
 from wsipipe.pipeline.slide_task import SlideTask
@@ -40,7 +41,7 @@ class Account(Listener):
     """Listens to the engine.
 
     Args:
-        released: Told of each slide that is over, done or not.
+        released: Told the key of each plan whose work is over, done or not.
         strict: Raise `StrictStop` at the first failed slide.
         texts: What is told of a failure passes it.
     """
@@ -90,9 +91,12 @@ class Account(Listener):
         self._status[plan.entry.slide_id] = "failed"
         self._reasons[plan.entry.slide_id] = next(iter(said), "failed in another process")
 
-    def refused(self, plan: SlidePlan, error: Exception) -> None:
-        """The slide is not taken up."""
+    def refused(
+        self, plan: SlidePlan, error: Exception, attempts: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """The slide is not taken up; with `attempts` that are not on its own record yet."""
         record = self._records.begin(plan.entry.slide_id, plan.entry.path, [])
+        record.attempts[-1:-1] = attempts
         self._fail(record, plan.todo, error, "plan", 0.0)
 
     # ---- listening -----------------------------------------------------------------------------
@@ -108,7 +112,17 @@ class Account(Listener):
         task = outcome.task
         assert isinstance(task, SlideTask)
         self._open.pop(id(task), None)
-        if outcome.status == "done":
+        if isinstance(task, RangeTask):
+            task.end_record(outcome.status)
+        if isinstance(task, RangeTask) and outcome.status != "failed":
+            self._events.log(
+                f"range_{outcome.status}",
+                slide_id=task.slide_id,
+                rows=str(task.plan.rows),
+                seconds=round(task.seconds, 3),
+                timings=task.timings,
+            )
+        elif outcome.status == "done":
             self._done(task)
         elif outcome.status == "abandoned":
             if task.record is not None:
@@ -121,18 +135,20 @@ class Account(Listener):
             made = {result.encoder for result in task.results}
             left = [target for target in task.plan.todo if target.folder not in made]
             self._fail(record, left, outcome.error, outcome.stage, task.seconds)
-        self._released(task.slide_id)
+        self._released(task.plan.key)
         if outcome.status == "failed" and self._strict:
             raise StrictStop
 
     def broke(self, error: Exception) -> None:
         """A bug ends the run: held against the slides in hand, so that it is on record."""
         for task in self._open.values():
+            if isinstance(task, RangeTask):
+                task.end_record("failed")
             record = task.record or self._records.begin(task.slide_id, task.path, [])
             made = {result.encoder for result in task.results}
             left = [target for target in task.plan.todo if target.folder not in made]
             self._fail(record, left, error, task.stage, task.seconds)
-            self._released(task.slide_id)
+            self._released(task.plan.key)
         self._open.clear()
 
     def tick(self, snapshot: Snapshot) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from wsipipe.embed.drain import Drain
 from wsipipe.pipeline.planning import SlidePlan
+from wsipipe.pipeline.ranges import size_on_disk
 from wsipipe.store import Lease, Leases, Records
 
 __all__ = ["Claims", "in_order"]
@@ -21,18 +21,13 @@ __all__ = ["Claims", "in_order"]
 # So many free slides, or so many for each process at work, and looking ahead starves nobody.
 _PLENTY, _PLENTY_EACH = 8, 2
 _MANY = 256  # so many left that nobody need count
-_POLL_S = 2.0
+_POLL_S, _POLL_RANGES_S = 2.0, 0.3  # whoever waits for ranges of a slide is the one to publish it
 _STEP_S = 0.1
 
 
 def in_order(plans: Sequence[SlidePlan]) -> list[SlidePlan]:
-    """Largest files first, so that no process ends the run alone with the largest slide."""
-
-    def size(plan: SlidePlan) -> int:
-        path = Path(str(plan.entry.path))
-        return path.stat().st_size if path.is_file() else 0
-
-    return sorted(plans, key=size, reverse=True)
+    """Largest slides first, so that no process ends the run alone with the largest slide."""
+    return sorted(plans, key=lambda plan: size_on_disk(plan.entry.path), reverse=True)
 
 
 class Claims:
@@ -43,6 +38,7 @@ class Claims:
         elsewhere: Told of a slide that another process has settled; returns False where that
             process has failed on something that this one should try itself.
         suspect: Whether a slide has crashed a process: it is put off, to run alone later.
+        ready: Whether what the plan builds on has been made.
         drain: Ends the waiting.
 
     Attributes:
@@ -57,11 +53,12 @@ class Claims:
         replan: Callable[[SlidePlan], SlidePlan],
         elsewhere: Callable[[SlidePlan], bool],
         suspect: Callable[[SlidePlan], bool],
+        ready: Callable[[SlidePlan], bool],
         drain: Drain,
     ) -> None:
         self._leases, self._waiting = leases, deque(plans)
         self._replan, self._elsewhere, self._drain = replan, elsewhere, drain
-        self._suspect = suspect
+        self._suspect, self._ready = suspect, ready
         self.put_off: list[SlidePlan] = []
         self._held: dict[str, Lease] = {}
         self._closed = False
@@ -75,7 +72,10 @@ class Claims:
                 plan = self._waiting.popleft()
                 if self._elsewhere(plan):
                     continue
-                lease = self._leases.acquire(plan.entry.slide_id)
+                if plan.entry.slide_id in self._slides_put_off:
+                    self.put_off.append(plan)
+                    continue
+                lease = self._leases.acquire(plan.key) if self._ready(plan) else None
                 if lease is None:
                     self._waiting.append(plan)
                     continue
@@ -88,7 +88,7 @@ class Claims:
                     lease.release()
                     self.put_off.append(now)
                     continue
-                self._held[plan.entry.slide_id] = lease
+                self._held[plan.key] = lease
                 taken = True
                 yield now
             if not taken:
@@ -115,14 +115,19 @@ class Claims:
         """Take no more: the run has ended, perhaps with an error."""
         self._closed = True
 
-    def release(self, slide_id: str) -> None:
-        """The slide is over, one way or the other."""
-        lease = self._held.pop(slide_id, None)
+    @property
+    def _slides_put_off(self) -> set[str]:
+        return {plan.entry.slide_id for plan in self.put_off}
+
+    def release(self, key: str) -> None:
+        """The piece of work is over, one way or the other."""
+        lease = self._held.pop(key, None)
         if lease is not None:
             lease.release()
 
     def _pause(self) -> None:
-        until = time.monotonic() + _POLL_S
+        cut = any(plan.ranges > 1 for plan in self._waiting)
+        until = time.monotonic() + (_POLL_RANGES_S if cut else _POLL_S)
         while time.monotonic() < until and not self._stopped:
             time.sleep(_STEP_S)
 

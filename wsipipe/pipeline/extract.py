@@ -125,8 +125,12 @@ def run_extract(
     *,
     drain: Drain | None = None,
     reporter: Reporter | None = None,
+    ranges: Mapping[str, int] | None = None,
 ) -> RunResult:
     """`extract` with settings, a way to stop it and somebody who watches.
+
+    Args:
+        ranges: See `RunState`; for one of several processes.
 
     Raises:
         As `extract`; and Drained: a stop was requested and slides are left.
@@ -155,7 +159,7 @@ def run_extract(
         state = Crew(plan, _absolute(inputs), drain, reporter)
     else:
         texts = plan.privacy.texts
-        state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter, texts)
+        state = RunState(plan.settings, plan.targets, plan.slides, drain, reporter, texts, ranges)
     try:
         state.run()
     finally:

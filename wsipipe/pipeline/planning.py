@@ -14,6 +14,7 @@ from wsipipe.pipeline.targets import Target, override_mpp, wanted_identity, want
 from wsipipe.slide.files import fingerprint
 from wsipipe.store import (
     Records,
+    RowRange,
     SlideRecord,
     canonical_json,
     check_file,
@@ -43,6 +44,8 @@ class SlidePlan:
         done: Targets whose file is whole and of the wanted identity.
         statuses: Of the files of `done`: "done", "empty", or "" where no record says it.
         error: Why the slide cannot be taken up; it then counts as failed.
+        rows: Only these rows are made, for another process to publish; None = all.
+        ranges: So many processes make its rows; with `rows` None, it is published when all have.
     """
 
     entry: SlideEntry
@@ -50,6 +53,14 @@ class SlidePlan:
     done: tuple[Target, ...] = ()
     statuses: tuple[str, ...] = ()
     error: Exception | None = None
+    rows: RowRange | None = None
+    ranges: int = 1
+
+    @property
+    def key(self) -> str:
+        """What a lease on this piece of work is called."""
+        slide_id = self.entry.slide_id
+        return slide_id if self.rows is None else f"{slide_id}~{self.rows}"
 
 
 def feature_path(out: Path, target: Target, slide_id: str) -> Path:

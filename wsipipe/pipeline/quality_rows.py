@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.pipeline.rows import OpenRows
-from wsipipe.store import PartialRows
+from wsipipe.store import PartialRows, RowRange
 from wsipipe.tissue.quality import MEASURES, QualityFilter, tile_quality
 from wsipipe.types import BoolArray, Rows, TileArray
 
@@ -30,6 +30,8 @@ class QualityRows(OpenRows):
         final: The feature file that these rows go into; with several encoders, the first one's.
         folder: Where the partial file lies, should the slide take long enough to need one.
         identity: Identity of the final file.
+        row_range: The rows that are made here; None = all.
+        made_by: See `PartialRows`.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class QualityRows(OpenRows):
         final: Path,
         folder: Path,
         identity: Mapping[str, Any],
+        row_range: RowRange | None = None,
+        made_by: str = "",
     ) -> None:
         self._mpp, self._accepted = mpp, accepted
         partial = PartialRows(
@@ -51,6 +55,8 @@ class QualityRows(OpenRows):
             dim=len(MEASURES),
             dtype="float32",
             part="quality",
+            row_range=row_range,
+            made_by=made_by,
         )
         super().__init__(partial)
         self._known = partial.done

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import EncoderError
 from wsipipe.pipeline.targets import Target
-from wsipipe.store import PartialRows
+from wsipipe.store import PartialRows, RowRange
 from wsipipe.types import FloatArray, Rows
 
 __all__ = ["OpenRows", "RowSink"]
@@ -31,14 +31,15 @@ class OpenRows:
             if self._open:
                 self._partial.flush_if_due()
 
-    def close(self, *, keep: bool) -> None:
-        """No more rows; with `keep` those that are in stay for a next run."""
+    def close(self, *, keep: bool, whole: bool = False) -> None:
+        """No more rows; with `keep` those that are in stay for a next run, or, where they are
+        `whole` as a range of the slide's rows, for the process that publishes them."""
         with self._lock:
             if not self._open:
                 return
             self._open = False
             if keep:
-                self._partial.close()
+                self._partial.close(whole=whole)
             else:
                 self._partial.discard()
 
@@ -57,6 +58,8 @@ class RowSink(OpenRows):
         identity: Identity of the final file.
         rows: N, number of tiles.
         dtype: Stored dtype.
+        row_range: The rows that are made here; None = all.
+        made_by: See `PartialRows`.
     """
 
     def __init__(
@@ -68,12 +71,22 @@ class RowSink(OpenRows):
         identity: dict[str, Any],
         rows: int,
         dtype: str,
+        row_range: RowRange | None = None,
+        made_by: str = "",
     ) -> None:
         self.target, self.final, self.identity = target, final, identity
         self._dtype = np.dtype(dtype)
-        dim = target.card.dim
         super().__init__(
-            PartialRows(final, folder=folder, identity=identity, rows=rows, dim=dim, dtype=dtype)
+            PartialRows(
+                final,
+                folder=folder,
+                identity=identity,
+                rows=rows,
+                dim=target.card.dim,
+                dtype=dtype,
+                row_range=row_range,
+                made_by=made_by,
+            )
         )
 
     @property

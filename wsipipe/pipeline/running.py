@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
@@ -19,13 +20,25 @@ from wsipipe.errors import WsipipeError
 from wsipipe.pipeline.account import Account, StrictStop
 from wsipipe.pipeline.claims import Claims, failed_meanwhile, in_order
 from wsipipe.pipeline.crash import LIMIT, CrashTrace, QuarantinedError, crashes, orphaned
-from wsipipe.pipeline.planning import SlidePlan, plan_slides
+from wsipipe.pipeline.planning import SlidePlan, feature_path, plan_slides
+from wsipipe.pipeline.range_task import RangeTask
+from wsipipe.pipeline.ranges import cut_up
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
-from wsipipe.pipeline.slide_task import RunContext, SlideTask
-from wsipipe.pipeline.targets import Target
+from wsipipe.pipeline.slide_task import PARTIAL_FOLDER, RunContext, SlideTask
+from wsipipe.pipeline.targets import Target, wanted_identity
+from wsipipe.slide.files import fingerprint
 from wsipipe.slide.staging import Stage
-from wsipipe.store import EventLog, Leases, Records, TextFilter
+from wsipipe.store import (
+    EventLog,
+    Leases,
+    Records,
+    RowRange,
+    SlideRecord,
+    TextFilter,
+    is_whole,
+    range_records,
+)
 from wsipipe.store.events import utc_now
 
 if TYPE_CHECKING:
@@ -47,6 +60,7 @@ class RunState:
         drain: Asked whether to stop.
         reporter: Told what happens.
         texts: What is recorded and told passes it.
+        ranges: Slide id -> into how many ranges its rows are cut, for slides that are.
     """
 
     def __init__(
@@ -57,11 +71,14 @@ class RunState:
         drain: Drain,
         reporter: Reporter,
         texts: TextFilter | None = None,
+        ranges: Mapping[str, int] | None = None,
     ) -> None:
         self._settings, self._targets, self._plans = settings, targets, plans
+        self._ranges = ranges or {}
         self._drain = drain
         self._begun_utc = utc_now()
         self._records = Records(settings.out, texts=texts)
+        self._range_records = range_records(settings.out, texts=texts)
         self._events = EventLog(settings.out, texts=texts)
         self._leases = Leases(settings.out / LEASE_FOLDER) if settings.join else None
         self._stage = Stage(settings.stage) if settings.stage is not None else None
@@ -141,8 +158,12 @@ class RunState:
                     (suspects if died else usual).append(plan)
         return usual, suspects
 
+    def _record(self, plan: SlidePlan) -> SlideRecord | None:
+        records = self._records if plan.rows is None else self._range_records
+        return records.read(plan.key)
+
     def _crashes(self, plan: SlidePlan) -> int:
-        return crashes(self._settings.out, self._records.read(plan.entry.slide_id))
+        return crashes(self._settings.out, self._record(plan))
 
     def _refuse(self, plan: SlidePlan, error: Exception) -> None:
         self._account.refused(plan, error)
@@ -214,50 +235,77 @@ class RunState:
             self._tuner,
             self._stage,
             self._trace,
+            self._range_records,
         )
         source: Iterator[SlidePlan] = iter(plans)
         if self._leases is not None:
             self._claims = Claims(
                 self._leases,
-                in_order(plans),
+                list(cut_up(in_order(plans), self._ranges)),
                 replan=self._replan_alone if alone else self._replan,
                 elsewhere=self._settled_elsewhere,
                 suspect=lambda plan: not alone and self._is_suspect(plan),
+                ready=self._is_ready,
                 drain=self._drain,
             )
             source = iter(self._claims)
         for plan in source:
-            yield SlideTask(plan, run)
+            yield SlideTask(plan, run) if plan.rows is None else RangeTask(plan, run)
 
     def _replan_alone(self, plan: SlidePlan) -> SlidePlan:
         """Taken over from the dead a second time: whether it crashed again is being written."""
-        if orphaned(self._records.read(plan.entry.slide_id), self._begun_utc):
+        if orphaned(self._record(plan), self._begun_utc):
             time.sleep(_PARENT_S)
         return self._replan(plan)
 
     def _is_suspect(self, plan: SlidePlan) -> bool:
-        record = self._records.read(plan.entry.slide_id)
+        record = self._record(plan)
         return crashes(self._settings.out, record) > 0 or orphaned(record, self._begun_utc)
 
     def _replan(self, plan: SlidePlan) -> SlidePlan:
-        return plan_slides(self._settings, self._targets, [plan.entry])[0]
+        now = plan_slides(self._settings, self._targets, [plan.entry])[0]
+        return replace(now, rows=plan.rows, ranges=plan.ranges)
+
+    def _is_ready(self, plan: SlidePlan) -> bool:
+        """A slide that is cut is published when all its ranges are made."""
+        if plan.rows is not None or plan.ranges == 1:
+            return True
+        cut = [RowRange(number, plan.ranges) for number in range(1, plan.ranges + 1)]
+        return all(self._is_made(replace(plan, rows=rows)) for rows in cut)
+
+    def _is_made(self, plan: SlidePlan) -> bool:
+        """Whether a range lies ready, for every encoder."""
+        settings = self._settings
+        return plan.rows is not None and all(
+            is_whole(
+                feature_path(settings.out, target, plan.entry.slide_id),
+                plan.rows,
+                folder=settings.out / PARTIAL_FOLDER,
+                identity=wanted_identity(
+                    settings, target, plan.entry, fingerprint(plan.entry.path)
+                ),
+            )
+            for target in plan.todo
+        )
 
     def _settled_elsewhere(self, plan: SlidePlan) -> bool:
         if failed_meanwhile(self._records, plan.entry.slide_id, self._begun_utc):
             self._account.failed_elsewhere(plan)
             return True
         if (died := self._crashes(plan)) >= LIMIT:
-            self._account.refused(plan, _quarantined(plan, died))
+            record = self._record(plan) if plan.rows is not None else None
+            attempts = record.attempts if record is not None else []
+            self._account.refused(plan, _quarantined(plan, died), attempts)
             return True
         now = self._replan(plan)
         if now.todo:
-            return False
+            return self._is_made(now)
         self._account.done_before(now)
         return True
 
-    def _release(self, slide_id: str) -> None:
+    def _release(self, key: str) -> None:
         if self._claims is not None:
-            self._claims.release(slide_id)
+            self._claims.release(key)
 
     # ---- the account ---------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class RunContext:
         batch_size: Asked when a file is written, for the record.
         stage: Where slides are copied to before they are read.
         trace: Told of each step.
+        range_records: Who is at which range of a slide's rows, where slides are cut.
     """
 
     settings: ExtractSettings
@@ -74,6 +76,7 @@ class RunContext:
     batch_size: Callable[[], int]
     stage: Stage | None = None
     trace: Trace = NO_TRACE
+    range_records: Records | None = None
 
 
 @dataclass(eq=False)
@@ -113,15 +116,20 @@ class SlideTask:
     def prepare(self) -> Sequence[View]:
         """Open, find tissue, lay the grid, plan the reads; publish the outline."""
         self._begun = time.monotonic()
-        self.record = self.run.records.begin(
-            self.slide_id, self.path, [target.folder for target in self.plan.todo]
-        )
+        self.record = self._begin_record([target.folder for target in self.plan.todo])
         slide = self._open()
         tissue = self._step("tissue", lambda: self._find_tissue(slide))
         self._tissue = tissue
         views = self._step("grid", lambda: self._lay_grids(slide, tissue))
         self.tiles = sum(len(view.grid) for view in views)
+        for view, sinks in self._views:
+            # What former runs and other processes could not read counts: else a kill would reset
+            # what `max_bad_tiles` adds up.
+            self._count_bad(view, np.arange(len(view.grid)), sinks[0].status)
         return views
+
+    def _begin_record(self, encoders: Sequence[str]) -> SlideRecord:
+        return self.run.records.begin(self.slide_id, self.path, encoders)
 
     def accompany(self) -> None:
         """Publish the picture; tiles are read meanwhile."""
@@ -156,10 +164,13 @@ class SlideTask:
     def _find_tissue(self, slide: Slide) -> TissueMask:
         method = self.run.settings.tissue
         tissue = detect_tissue(slide, method, slide_id=mask_id(method, self.plan.entry))
-        publish_outline(self.run.settings, self.slide_id, self.path, slide, tissue)
+        self._publish_outline(slide, tissue)
         assert self.record is not None
         self.record.tissue_mm2 = tissue.area_mm2
         return tissue
+
+    def _publish_outline(self, slide: Slide, tissue: TissueMask) -> None:
+        publish_outline(self.run.settings, self.slide_id, self.path, slide, tissue)
 
     def _lay_grids(self, slide: Slide, tissue: TissueMask) -> list[View]:
         """One view for each tile size and mpp; encoders that share both share the pixels."""
@@ -200,13 +211,13 @@ class SlideTask:
         if wants_quality(self.run.settings):
             quality = self._quality_rows(grid, next(iter(sinks.values())))
             missing = quality.missing | (missing & quality.kept)
+        if self.plan.rows is not None:
+            missing &= self.plan.rows.mask(len(grid))
         jobs = _jobs(slide, grid, missing)
         view = View(slide, grid, jobs, sinks, None if missing.all() else missing)
         self._views.append((view, list(sinks.values())))
         if quality is not None:
             self._quality[view] = quality
-        # A former run's bad tiles count, or a kill would reset what `max_bad_tiles` adds up.
-        self._bad += int(np.count_nonzero(next(iter(sinks.values())).status))
         return view
 
     def _quality_rows(self, grid: TileGrid, sink: RowSink) -> QualityRows:
@@ -217,10 +228,13 @@ class SlideTask:
             final=sink.final,
             folder=self.run.settings.out / PARTIAL_FOLDER,
             identity=sink.identity,
+            row_range=self.plan.rows,
+            made_by=_places(grid),
         )
 
     def _sink(self, target: Target, slide: Slide, grid: TileGrid) -> RowSink:
         settings = self.run.settings
+        encoder = self.run.encoders[self.run.targets.index(target)]
         return RowSink(
             target,
             feature_path(settings.out, target, self.slide_id),
@@ -228,6 +242,8 @@ class SlideTask:
             identity=wanted_identity(settings, target, self.plan.entry, slide.fingerprint()),
             rows=len(grid),
             dtype=settings.dtype,
+            row_range=self.plan.rows,
+            made_by=f"{encoder.precision} {encoder.backend} {_places(grid)}",
         )
 
     def _step(self, stage: str, work: Callable[[], _T]) -> _T:
@@ -246,12 +262,13 @@ class SlideTask:
         Raises:
             ReadError: They are more than the run accepts.
         """
-        if status.any():
-            self._count_bad(view, rows, status)
+        self._count_bad(view, rows, status)
         quality = self._quality.get(view)
         return None if quality is None else quality.measure(rows, tiles, status)
 
     def _count_bad(self, view: View, rows: Rows, status: NDArray[np.uint8]) -> None:
+        if not status.any():
+            return
         self._bad += int(np.count_nonzero(status))
         limit = self.run.settings.max_bad_tiles
         if self._bad > limit * self.tiles:
@@ -341,6 +358,11 @@ class SlideTask:
             self._slide.close()
         if self._staged and self.run.stage is not None:
             self.run.stage.release(self.path)
+
+
+def _places(grid: TileGrid) -> str:
+    """Tissue found by a network may differ by a tile between devices: rows are not mixed then."""
+    return hashlib.sha256(grid.coords.tobytes()).hexdigest()[:16]
 
 
 def _jobs(slide: Slide, grid: TileGrid, missing: NDArray[np.bool_]) -> list[Any]:

@@ -1,9 +1,10 @@
 """Several devices of one machine: one process a device, all joined in the run's folder.
 
 `--device cuda:0,cuda:1` starts one process each; slides go by lease, largest first, so a fast
-device takes more of them. A process that dies is replaced and its slide goes back to the queue:
-the lease of a dead process of this host is free at once. The parent computes nothing; it passes
-progress on, passes signals down, and reads the result from the files.
+device takes more of them; a slide above a device's share is cut, see `ranges`. A process that dies
+is replaced and its slide goes back to the queue: the lease of a dead process of this host is free
+at once. The parent computes nothing; it passes progress on, passes signals down, and reads the
+result from the files.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
@@ -28,9 +31,11 @@ from wsipipe.pipeline.account import Account
 from wsipipe.pipeline.claims import failed_meanwhile
 from wsipipe.pipeline.crash import leave_trace
 from wsipipe.pipeline.planning import plan_slides
+from wsipipe.pipeline.ranges import count_ranges
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
-from wsipipe.store import EventLog, Records
+from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
+from wsipipe.store import EventLog, Records, range_records, remove_stale_partials
 from wsipipe.store.events import utc_now
 
 if TYPE_CHECKING:
@@ -69,7 +74,11 @@ class _Told(Reporter):
 
 
 def work(
-    settings: ExtractSettings, inputs: list[str], cpus: int, pipe: Connection | None = None
+    settings: ExtractSettings,
+    inputs: list[str],
+    cpus: int,
+    ranges: Mapping[str, int],
+    pipe: Connection | None = None,
 ) -> int:
     """A worker's life: the same run, joined, on its own device; returns the exit code."""
     # Threads of all workers together must not outnumber the processors.
@@ -80,7 +89,7 @@ def work(
     reporter = _Told(pipe) if pipe is not None else Reporter()
     with Drain() as drain:
         try:
-            result = run_extract(settings, inputs, drain=drain, reporter=reporter)
+            result = run_extract(settings, inputs, drain=drain, reporter=reporter, ranges=ranges)
             if pipe is not None:
                 pipe.send(("tiles", result.tiles))
             return result.exit_code
@@ -90,8 +99,14 @@ def work(
             return error.exit_code
 
 
-def _process(settings: ExtractSettings, inputs: list[str], cpus: int, pipe: Connection) -> None:
-    raise SystemExit(work(settings, inputs, cpus, pipe))
+def _process(
+    settings: ExtractSettings,
+    inputs: list[str],
+    cpus: int,
+    ranges: Mapping[str, int],
+    pipe: Connection,
+) -> None:
+    raise SystemExit(work(settings, inputs, cpus, ranges, pipe))
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,6 +139,7 @@ class Crew:
         self._begun_utc = utc_now()
         self._context = multiprocessing.get_context("spawn")
         self._cpus = max(1, available_cpus() // len(plan.settings.devices))
+        self._ranges = self._cut()
         self._tiles = 0
         self._workers: list[_Worker] = []
         self._traces: list[Path] = []
@@ -150,8 +166,18 @@ class Crew:
         finally:
             for worker in self._workers:
                 worker.process.join()
+            rmtree(range_records(self._settings.out).out, ignore_errors=True)
+            remove_stale_partials(self._settings.out / PARTIAL_FOLDER)
             if self._settings.profile is not None:
                 join_traces(self._traces, self._settings.profile)
+
+    def _cut(self) -> dict[str, int]:
+        """Slides whose rows are shared out. Not where other runs have joined, which would cut
+        differently, nor between unlike devices, whose numbers differ."""
+        kinds = {device.partition(":")[0] for device in self._settings.devices}
+        if self._settings.join or len(kinds) > 1:
+            return {}
+        return count_ranges(self._plan.slides, len(self._settings.devices))
 
     def _start(self, device: str, restarts: int = 0) -> _Worker:
         ours, theirs = self._context.Pipe(duplex=False)
@@ -162,7 +188,9 @@ class Crew:
             self._traces.append(own["profile"])
         settings = self._settings.model_copy(update=own)
         process = self._context.Process(
-            target=_process, args=(settings, self._inputs, self._cpus, theirs), daemon=False
+            target=_process,
+            args=(settings, self._inputs, self._cpus, self._ranges, theirs),
+            daemon=False,
         )
         process.start()
         theirs.close()

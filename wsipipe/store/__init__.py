@@ -21,7 +21,7 @@ from wsipipe.store.names import (
     safe_name,
     scrub_paths,
 )
-from wsipipe.store.partial import PartialRows, remove_stale_partials
+from wsipipe.store.partial import PartialRows, RowRange, is_whole, remove_stale_partials
 from wsipipe.store.pseudonyms import Pseudonymizer
 from wsipipe.store.publish import (
     publish_bytes,
@@ -29,7 +29,7 @@ from wsipipe.store.publish import (
     publish_text,
     remove_stale_temporaries,
 )
-from wsipipe.store.records import Records, SlideRecord, SlideResult
+from wsipipe.store.records import Records, SlideRecord, SlideResult, range_records
 from wsipipe.store.tables import SlideRow, count_statuses, fold, result_of_file, write_tables
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "PartialRows",
     "Pseudonymizer",
     "Records",
+    "RowRange",
     "SlideRecord",
     "SlideResult",
     "SlideRow",
@@ -55,9 +56,11 @@ __all__ = [
     "fold",
     "identity_differences",
     "identity_hash",
+    "is_whole",
     "publish_bytes",
     "publish_file",
     "publish_text",
+    "range_records",
     "read_attrs",
     "read_features",
     "redact_tokens",

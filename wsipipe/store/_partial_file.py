@@ -7,6 +7,7 @@ behind      one entry a row: crc32 of the row, status + 1; all zero = not there 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,20 +15,27 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsipipe.owner import Owner
+from wsipipe.store.identity import identity_hash
 from wsipipe.store.publish import file_system_now
+from wsipipe.types import BoolArray
 
 __all__ = [
     "ENTRY",
     "HEADER_BYTES",
+    "RowRange",
+    "about",
     "find_partials",
     "header_page",
     "is_orphan",
+    "is_whole",
+    "key_of",
     "read_header",
     "remove_stale_partials",
 ]
@@ -38,8 +46,26 @@ ENTRY = np.dtype([("crc", "<u4"), ("state", "<u4")])
 _TAKE_OVER_S = 120.0
 _MAGIC = b"wsipipe-partial 1\n"
 _NAME = re.compile(
-    r"^(?P<key>[0-9a-f]{32})\.(?:free|(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<start>\w+))\.part$"
+    r"^[0-9a-f]{32}(?:-\d+-\d+)?"
+    r"\.(?:free|whole|(?P<host>[\w-]+)\.(?P<pid>\d+)\.(?P<start>\w+))\.part$"
 )
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """The `number`-th (from 1) of `of` equal stretches of a slide's rows."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}-{self.of}"
+
+    def mask(self, rows: int) -> BoolArray:
+        """(N,) bool, the rows of `rows` that belong to it."""
+        inside = np.zeros(rows, bool)
+        inside[rows * (self.number - 1) // self.of : rows * self.number // self.of] = True
+        return inside
 
 
 def find_partials(folder: str | Path) -> Iterator[tuple[Path, Owner | None]]:
@@ -114,3 +140,31 @@ def remove_stale_partials(folder: str | Path) -> list[Path]:
     with suppress(OSError):
         folder.rmdir()
     return removed
+
+
+def is_whole(
+    final: str | Path,
+    row_range: RowRange,
+    *,
+    folder: str | Path,
+    identity: Mapping[str, Any] | str,
+) -> bool:
+    """Whether a process has made all it can of these rows, and closed its `PartialRows` `whole`."""
+    final, folder = Path(final), Path(folder)
+    header = read_header(folder / f"{key_of(final, folder)}-{row_range}.whole.part")
+    return header is not None and about(final, folder, identity).items() <= header.items()
+
+
+def key_of(final: Path, folder: Path, part: str = "") -> str:
+    """What the names of all files for `part` of a feature file begin with."""
+    name = _relative(final, folder)
+    return hashlib.sha256(os.fsencode(f"{name}\0{part}" if part else name)).hexdigest()[:32]
+
+
+def about(final: Path, folder: Path, identity: Mapping[str, Any] | str) -> dict[str, Any]:
+    return {"final": _relative(final, folder), "identity": identity_hash(identity)}
+
+
+def _relative(final: Path, folder: Path) -> str:
+    """Relative to the folder: the whole output may be moved between two runs."""
+    return os.path.relpath(final, folder)

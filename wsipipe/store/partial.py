@@ -7,7 +7,6 @@ is due: a slide that is finished by then never makes a file.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -25,18 +24,29 @@ from wsipipe.owner import this_process
 from wsipipe.store._partial_file import (
     ENTRY,
     HEADER_BYTES,
+    RowRange,
+    about,
     find_partials,
     header_page,
     is_orphan,
+    is_whole,
+    key_of,
     read_header,
     remove_stale_partials,
 )
 from wsipipe.store._steps import step
-from wsipipe.store.identity import identity_hash
 from wsipipe.store.publish import make_folder, output_error
 from wsipipe.types import BoolArray, FloatArray, Rows
 
-__all__ = ["FLUSH_ROWS", "FLUSH_S", "PartialRows", "find_partials", "remove_stale_partials"]
+__all__ = [
+    "FLUSH_ROWS",
+    "FLUSH_S",
+    "PartialRows",
+    "RowRange",
+    "find_partials",
+    "is_whole",
+    "remove_stale_partials",
+]
 
 FLUSH_S = 30.0
 FLUSH_ROWS = 50_000
@@ -48,8 +58,9 @@ _BLOCK_BYTES = 8 << 20
 class PartialRows:
     """Features of one slide and encoder as they come in, in any order; thread-safe.
 
-    Opening takes over what a killed run left for the same final file and identity; leftovers of
-    another identity, and damaged ones, are removed.
+    Opening takes over what a killed run left for the same final file and identity, and what other
+    processes have made of ranges of its rows; leftovers of another identity, and damaged ones, are
+    removed.
 
     Args:
         final: The feature file that the rows are for.
@@ -59,6 +70,9 @@ class PartialRows:
         dim: D, numbers a tile.
         dtype: Stored dtype, float16 or float32.
         part: Tells apart several partial files for one feature file.
+        row_range: Only these rows will come; the file is for another process to take in.
+        made_by: What else decides what a row is but is not in the identity of the file, as the
+            precision and the tiles' places: rows made by something else are not taken over.
         flush_s: Rows are on the disk at most so many seconds after they came.
         flush_rows: Or after so many rows, whichever is first.
 
@@ -76,6 +90,8 @@ class PartialRows:
         dim: int,
         dtype: str | np.dtype[Any] = "float16",
         part: str = "",
+        row_range: RowRange | None = None,
+        made_by: str = "",
         flush_s: float = FLUSH_S,
         flush_rows: int = FLUSH_ROWS,
     ) -> None:
@@ -92,19 +108,19 @@ class PartialRows:
         self._waiting_since = 0.0
         self._lock = threading.Lock()
         self._fd = -1
-        # Relative to the folder: the whole output may be moved between two runs.
-        name = os.path.relpath(self.final, self.folder)
-        key = f"{name}\0{part}" if part else name
-        self._key = hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+        self._slide_key = key_of(self.final, self.folder, part)
+        self._key = self._slide_key if row_range is None else f"{self._slide_key}-{row_range}"
+        self._inside = np.True_ if row_range is None else row_range.mask(rows)
         self._header: dict[str, Any] = {
-            "final": name,
-            "identity": identity_hash(identity),
+            **about(self.final, self.folder, identity),
             "rows": rows,
             "dim": dim,
             "dtype": self.dtype.name,
+            "made_by": made_by,
         }
         self._path = self.folder / f"{self._key}.{this_process()}.part"
         self._recover()
+        self._gather()
         self.recovered_rows = int(self.done.sum())
 
     @property
@@ -196,27 +212,35 @@ class PartialRows:
                     values[rows] = features
                 return values
             self._write_waiting()
-            mapped: FloatArray = np.memmap(
-                self._path, self.dtype, mode="r", offset=HEADER_BYTES, shape=self.shape
-            )
+            mapped = self._mapped(self._path)
             missing = self._entries["state"] == 0
             if missing.any():
                 mapped = np.array(mapped)
                 mapped[missing] = np.nan
             return mapped
 
-    def close(self) -> None:
+    def _mapped(self, path: Path) -> FloatArray:
+        mapped: FloatArray = np.memmap(
+            path, self.dtype, mode="r", offset=HEADER_BYTES, shape=self.shape
+        )
+        return mapped
+
+    def close(self, *, whole: bool = False) -> None:
         """Flush and leave the rows for a next run, free to be taken by any host.
+
+        Args:
+            whole: No row of the range is left to make, see `is_whole`.
 
         Raises:
             OutputError: The disk is full.
         """
         with self._lock:
-            if self._waiting_rows or self._fd >= 0:
-                self._flush()
+            if whole or self._waiting_rows or self._fd >= 0:
+                self._flush(create=whole)
                 self._close_fd()
+                state = "whole" if whole else "free"
                 with suppress(FileNotFoundError):
-                    self._path.rename(self.folder / f"{self._key}.free.part")
+                    self._path.rename(self.folder / f"{self._key}.{state}.part")
 
     def discard(self) -> None:
         """Remove the file: the slide is published, or given up."""
@@ -224,6 +248,9 @@ class PartialRows:
             self._waiting, self._waiting_rows = [], 0
             self._close_fd()
             self._path.unlink(missing_ok=True)
+            if self._key == self._slide_key:
+                for path in self._others():
+                    path.unlink(missing_ok=True)
             with suppress(OSError):
                 self.folder.rmdir()
 
@@ -241,8 +268,10 @@ class PartialRows:
             or time.monotonic() - self._waiting_since >= self.flush_s
         )
 
-    def _flush(self) -> None:
+    def _flush(self, *, create: bool = False) -> None:
         try:
+            if create and self._fd < 0:
+                self._create()
             self._write_waiting()
             if self._fd >= 0:
                 step("partial:rows")
@@ -292,7 +321,7 @@ class PartialRows:
     def _recover(self) -> None:
         """Take over what a dead run left for the same file, or remove it."""
         for path, owner in find_partials(self.folder):
-            if not path.name.startswith(self._key) or not is_orphan(path, owner, self.folder):
+            if not path.name.startswith(f"{self._key}.") or not is_orphan(path, owner, self.folder):
                 continue
             try:
                 usable = self._fd < 0 and read_header(path) == self._header
@@ -305,16 +334,44 @@ class PartialRows:
                     self._close_fd()
                     self._path.unlink()
                     continue
-                self._read_entries()
+                self._entries = self._intact(self._fd)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise output_error(path, error) from error
 
-    def _read_entries(self) -> None:
-        """Take the rows whose checksum holds."""
-        raw = os.pread(self._fd, self._entries.nbytes, self._entries_at)
-        entries = np.frombuffer(raw, ENTRY).copy()
+    def _others(self) -> list[Path]:
+        """Further files that hold rows of the slide and that nobody writes any more."""
+        return [
+            path
+            for path, owner in find_partials(self.folder)
+            if path.name.startswith(self._slide_key)
+            and not path.name.startswith(f"{self._key}.")
+            and is_orphan(path, owner, self.folder)
+        ]
+
+    def _gather(self) -> None:
+        """Take in what others have made: of ranges, or before the slide was cut into ranges. Their
+        files stay until the slide is over: that they are there says that nobody need make them."""
+        for path in self._others():
+            if read_header(path) != self._header:
+                continue
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                entries = self._intact(file.fileno())
+                rows = np.flatnonzero((entries["state"] > 0) & ~self.done & self._inside)
+                block = max(1, _BLOCK_BYTES // max(1, self._row_bytes))
+                for some in np.split(rows, range(block, len(rows), block)):
+                    if len(some):
+                        status = (entries["state"][some] == _FAILED).astype(np.uint8)
+                        self.put(some, self._mapped(path)[some], status)
+
+    def _intact(self, fd: int) -> NDArray[Any]:
+        """Entries of a file of this header; of rows whose checksum does not hold, empty ones."""
+        raw = os.pread(fd, self._entries.nbytes, self._entries_at)
+        entries = np.zeros_like(self._entries)
+        if len(raw) != entries.nbytes:
+            return entries
+        entries[:] = np.frombuffer(raw, ENTRY)
         claimed = np.flatnonzero(entries["state"])
         block = max(1, _BLOCK_BYTES // max(1, self._row_bytes))
         for first in range(0, len(entries), block):
@@ -322,10 +379,10 @@ class PartialRows:
             if not len(inside):
                 continue
             start = HEADER_BYTES + first * self._row_bytes
-            data = memoryview(os.pread(self._fd, block * self._row_bytes, start))
+            data = memoryview(os.pread(fd, block * self._row_bytes, start))
             for row in inside:
                 at = (int(row) - first) * self._row_bytes
                 crc = zlib.crc32(data[at : at + self._row_bytes], int(entries["state"][row]))
                 if crc != entries["crc"][row]:
                     entries[row] = (0, 0)
-        self._entries = entries
+        return entries

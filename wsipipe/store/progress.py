@@ -11,7 +11,7 @@ from typing import Any
 from wsipipe.errors import ConfigError
 from wsipipe.owner import Owner
 from wsipipe.store.events import plain
-from wsipipe.store.records import Records, SlideRecord
+from wsipipe.store.records import Records, SlideRecord, range_records
 from wsipipe.store.tables import SlideRow, count_statuses, find_outliers, fold
 
 __all__ = ["RunStatus", "run_status"]
@@ -25,7 +25,8 @@ class RunStatus:
         rows: One a slide and encoder.
         failures: Lines of `failures.csv`.
         running: Slides that a process says it works on: slide_id, host, pid, started_utc, and
-            `process` (alive, dead, elsewhere).
+            `process` (alive, dead, elsewhere). A slide that several share is there once for each,
+            as slide_id~1-4 for the first of four.
     """
 
     out: Path
@@ -115,4 +116,4 @@ def run_status(out: str | Path) -> RunStatus:
     rows, failures = fold(out, records=records)
     if not rows and not (out / "run.yaml").exists():
         raise ConfigError(f"{out} holds no run.", "Name the --out folder of an extract run.")
-    return RunStatus(out, rows, failures, _running(records))
+    return RunStatus(out, rows, failures, _running([*records, *range_records(out).all()]))

@@ -19,7 +19,7 @@ from wsipipe.store.events import plain, utc_now
 from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import publish_text
 
-__all__ = ["Records", "SlideRecord", "SlideResult", "Status"]
+__all__ = ["Records", "SlideRecord", "SlideResult", "Status", "range_records"]
 
 Status = Literal["done", "empty", "failed", "pending"]
 VERSION = 1
@@ -231,6 +231,11 @@ class Records:
         # ASCII: a path may hold bytes that are no UTF-8, and comes back as it was.
         text = json.dumps(content, indent=1)
         publish_text(self.path_of(record.slide_id), text + "\n")
+
+
+def range_records(out: Path, *, texts: TextFilter | None = None) -> Records:
+    """The attempts at ranges of slides' rows, while a run is cutting slides."""
+    return Records(out / ".partial" / "ranges", texts=texts)
 
 
 _RESULT_FIELDS = frozenset(f.name for f in fields(SlideResult))
