@@ -156,3 +156,13 @@ def test_frames_without_an_order_are_refused(tmp_path):
 def test_a_real_file_with_scrambled_frames_is_refused(real_data):
     with pytest.raises(SlideOpenError, match="does not say where its frames lie"):
         wp.open_slide(real_data / "nonwsi" / "sm_dicom_no_imagetype.dcm")
+
+
+def test_jpeg_2000_of_colours_that_its_decoder_leaves_is_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", tissue(300, 300))
+    wavelet = path.read_bytes().replace(b"1.2.4.50", b"1.2.4.90")
+    path.write_bytes(wavelet)
+    with pytest.raises(SlideOpenError, match="YBR_FULL_422 colours"):
+        wp.open_slide(path)
+    path.write_bytes(wavelet.replace(b"YBR_FULL_422", b"YBR_RCT     "))
+    wp.open_slide(path).close()

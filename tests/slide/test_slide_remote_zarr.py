@@ -184,6 +184,20 @@ def test_ome_zarr(tmp_path, image, axes, version):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("axes", ["cyx", "yxc"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_of_a_zarr_that_were_not_written_are_background(tmp_path, image, axes, version):
+    sparse = image.copy()
+    sparse[128:256, 256:640] = 0  # whole chunks: the writer leaves them out
+    sparse[300:310, 300:310] = 0
+    path = write_zarr(tmp_path / "a.zarr", [sparse], axes=axes, version=version)
+    expected = sparse.copy()
+    expected[128:256, 256:640] = 255
+    with wp.open_slide(path) as slide:
+        assert np.array_equal(slide.read(0, 0, 1000, 700), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_zarr_that_is_no_brightfield_image_is_refused(tmp_path):
     image = tissue(200, 200)
     path = write_zarr(tmp_path / "a.zarr", [image], dtype=np.uint16)

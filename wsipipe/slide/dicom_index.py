@@ -49,6 +49,8 @@ _COMPRESSION: Final = {
     "1.2.840.10008.1.2.4.90": codecs.JPEG2000,
     "1.2.840.10008.1.2.4.91": codecs.JPEG2000,
 }
+# DICOM PS3.5, 8.2.4: these transforms are JPEG 2000's own, which its decoder undoes.
+_WAVELET_COLOURS: Final = {"RGB", "YBR_ICT", "YBR_RCT"}
 _MAX_FRAMES: Final = 16_000_000
 
 
@@ -143,7 +145,7 @@ def _level(path: Path, file: Path, header: DicomHeader) -> DicomLevel:
         )  # fmt: skip
     if (header.number(_FOCAL_PLANES, 1) or 1) > 1:
         raise NotDirectDicom("several focal planes")
-    form = _form(header, samples)
+    form = _form(path, header, samples)
     pieces = _frames(file, header, frames, block_w * block_h * samples)
     places = _places(path, header, frames, (width, height), (block_w, block_h))
     total = -(-width // block_w) * -(-height // block_h)
@@ -164,12 +166,18 @@ def _text(value: object) -> str | None:
     return value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else None
 
 
-def _form(header: DicomHeader, samples: int) -> BlockFormat:
+def _form(path: Path, header: DicomHeader, samples: int) -> BlockFormat:
     compression = _COMPRESSION.get(header.text(_SYNTAX))
     if compression is None:
         raise NotDirectDicom(f"transfer syntax {header.text(_SYNTAX)} is not decoded directly")
     colours = header.text(_PHOTOMETRIC)
     ycbcr = compression == codecs.JPEG and colours.startswith("YBR")
+    if compression == codecs.JPEG2000 and samples == 3 and colours not in _WAVELET_COLOURS:
+        # No reader converts them: what they decode would pass for RGB.
+        raise SlideOpenError(
+            path, f"{colours or 'unnamed'} colours in JPEG 2000 have no certain RGB here",
+            "Export the slide again as RGB, YBR_ICT or YBR_RCT.",
+        )  # fmt: skip
     photometric = {"MONOCHROME1": codecs.WHITE_IS_ZERO, "MONOCHROME2": codecs.BLACK_IS_ZERO}.get(
         colours, codecs.YCBCR if ycbcr else codecs.RGB
     )

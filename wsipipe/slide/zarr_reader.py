@@ -10,7 +10,7 @@ import numpy as np
 
 from wsipipe.errors import MissingExtraError, ReadError, SlideOpenError
 from wsipipe.slide.mpp import claim
-from wsipipe.slide.reader import MppClaim, Reader, ReaderInfo, check_sizes
+from wsipipe.slide.reader import WHITE, MppClaim, Reader, ReaderInfo, check_sizes
 from wsipipe.types import TileArray
 
 __all__ = ["ZarrReader"]
@@ -42,12 +42,14 @@ class ZarrReader(Reader):
             shapes = [tuple(int(n) for n in array.shape) for array in arrays]
             kinds = {np.dtype(array.dtype) for array in arrays}
             chunks = [tuple(int(n) for n in array.chunks) for array in arrays]
+            self._fills = [int(array.fill_value or 0) for array in arrays]
         except _ERRORS as error:
             raise SlideOpenError(path, f"not an OME-Zarr image ({error})") from error
         _check(self._path, axes, shapes, kinds)
         self._arrays, self._axes = arrays, axes
         y, x = axes.index("y"), axes.index("x")
         sizes = tuple((shape[x], shape[y]) for shape in shapes)
+        self._chunks = [(chunk[x], chunk[y]) for chunk in chunks]
         blocks = tuple(
             (_side(chunk[x], size[0]), _side(chunk[y], size[1]))
             for chunk, size in zip(chunks, sizes, strict=True)
@@ -83,7 +85,23 @@ class ZarrReader(Reader):
             raise ReadError(self._path, f"level {level} at ({x}, {y}): {error}") from error
         left = [axis for axis in self._axes if axis in "xyc"]
         pixels = found.transpose([left.index(axis) for axis in "yxc"])
-        return np.ascontiguousarray(pixels)
+        return _blank(np.ascontiguousarray(pixels), self._chunks[level], self._fills[level])
+
+
+def _blank(pixels: TileArray, chunk: tuple[int, int], fill: int) -> TileArray | None:
+    """White for chunks of the fill value alone; None where all are.
+
+    Zarr's writers leave such chunks out, and its readers make no difference: nothing was scanned.
+    """
+    seen = False
+    for top in range(0, pixels.shape[0], chunk[1]):
+        for left in range(0, pixels.shape[1], chunk[0]):
+            piece = pixels[top : top + chunk[1], left : left + chunk[0]]
+            if (piece[0, 0] == fill).all() and (piece == fill).all():
+                piece[:] = WHITE
+            else:
+                seen = True
+    return pixels if seen else None
 
 
 def _multiscale(path: Path, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
