@@ -176,6 +176,10 @@ def test_a_manifest_gives_paths_ids_and_mpp(tmp_path):
         ("path,slide_id\na.svs,/abs\n", "slide id"),
         ("path,slide_id\na.svs,x\nb.svs,X\n", "Two slides"),
         ('path\n"a.svs\n', "CSV"),
+        ("path,path\na.svs,b.svs\n", "several columns 'path'"),
+        ("path,mpp\n\na.svs,0.5\n\nb.svs,fast\n", "line 5"),
+        ('path,slide_id\na.svs,"two\nlines"\n', "slide id"),
+        (f"path,slide_id\na.svs,case/{'é' * 130}\n", "more than 247 bytes"),
     ],
 )
 def test_a_wrong_manifest_is_refused_with_its_place(tmp_path, text, word):

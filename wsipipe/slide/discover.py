@@ -22,6 +22,8 @@ SLIDE_SUFFIXES: Final = (
     ".ome.tiff", ".ome.tif", ".svslide", ".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif",
     ".vms", ".vmu", ".czi", ".dcm", ".zarr",
 )  # fmt: skip
+# A file name has 255 bytes on most systems, and ".geojson" is the longest suffix of an output.
+_MAX_ID_BYTES: Final = 255 - len(".geojson")
 _FLAT_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
 
 
@@ -153,7 +155,7 @@ def _from_manifest(manifest: Path) -> list[SlideEntry]:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [(name or "").strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{manifest}: cannot be read as CSV ({error}).", "") from error
     if "path" not in columns:
@@ -161,13 +163,16 @@ def _from_manifest(manifest: Path) -> list[SlideEntry]:
             f"{manifest}: a manifest needs a column 'path'; it has {', '.join(columns) or 'none'}.",
             "Optional columns are 'slide_id' and 'mpp'.",
         )
+    for name in ("path", "slide_id", "mpp"):
+        if columns.count(name) > 1:
+            raise ConfigError(f"{manifest}: several columns {name!r}.", "Leave one of them.")
     if not rows:
         raise ConfigError(f"{manifest}: no slides in this manifest.", "Add a line a slide.")
-    return [_manifest_row(manifest, number, row) for number, row in enumerate(rows, start=2)]
+    return [_manifest_row(manifest, line, row) for line, row in rows]
 
 
-def _manifest_row(manifest: Path, number: int, row: dict[str, str | None]) -> SlideEntry:
-    place = f"{manifest}, line {number}"
+def _manifest_row(manifest: Path, line: int, row: dict[str, str | None]) -> SlideEntry:
+    place = f"{manifest}, line {line}"
     text = (row.get("path") or "").strip()
     if not text:
         raise ConfigError(f"{place}: no path.", "Fill the column 'path'.")
@@ -195,16 +200,24 @@ def _manifest_row(manifest: Path, number: int, row: dict[str, str | None]) -> Sl
 def _check_id(slide_id: str, place: str) -> None:
     """Ids become file names below the output folder and must stay there."""
     parts = slide_id.split("/")
-    if "\0" in slide_id or any(part in ("", ".", "..") for part in parts):
+    if slide_id != _writable(slide_id) or any(part in ("", ".", "..") for part in parts):
         raise ConfigError(
             f"{place}: {slide_id!r} cannot be a slide id.",
-            "Use names without empty, '.' or '..' parts between slashes.",
+            "Use names without control characters and without empty, '.' or '..' parts between "
+            "slashes.",
         )
 
 
 def _unique(entries: list[SlideEntry]) -> list[SlideEntry]:
     kept: dict[str, SlideEntry] = {}
     for entry in entries:
+        for part in entry.slide_id.split("/"):
+            if len(part.encode(errors="surrogateescape")) > _MAX_ID_BYTES:
+                raise ConfigError(
+                    f"{entry.path}: an id of more than {_MAX_ID_BYTES} bytes makes no file name: "
+                    f"{part[:40]}...",
+                    "Give it a shorter one in a manifest with a column 'slide_id'.",
+                )
         # File systems that fold case or normalise Unicode would make one file of both.
         key = unicodedata.normalize("NFC", entry.slide_id).casefold()
         other = kept.setdefault(key, entry)
