@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from tests.pipeline.conftest import NULL_ENCODER, write_svs
@@ -268,3 +269,28 @@ def test_a_file_system_that_is_read_only_ends_with_4(cohort: Path, in_process: C
     ran = in_process("extract", cohort / "slides", "--out", "/proc/wsipipe-out")
     assert ran.returncode == 4, ran.stderr
     assert "cannot be written" in ran.stderr
+
+
+def test_what_verify_advises_mends_what_it_found(
+    cohort: Path, tmp_path: Path, in_process: Command
+) -> None:
+    out = tmp_path / "o"
+    slide = cohort / "slides" / "s0.svs"
+    extract = ("extract", slide, "--encoder", cohort / "mean.py", "--out", out)
+    assert in_process(*extract).returncode == 0
+    features, outline = out / "features/mean/s0.h5", out / "tissue/s0.geojson"
+    with h5py.File(features) as h5:
+        offset = h5["features"].id.get_offset()
+    data = bytearray(features.read_bytes())
+    data[offset] ^= 1
+    features.write_bytes(data)
+    outline.write_bytes(b"")
+    said = in_process("verify", out).stdout
+    assert "Remove the file and run the same extract again" in said
+    assert "`wsipipe tissue`" in said
+    features.unlink()
+    outline.unlink()
+    assert in_process(*extract).returncode == 0
+    assert in_process("tissue", slide, "--out", out).returncode == 0
+    assert in_process("verify", out).returncode == 0
+    assert outline.exists()

@@ -58,7 +58,7 @@ def test_tissue_of_all_slides_and_a_bad_one_stops_no_other(
     for slide_id in ("a", "b", "glass"):
         assert (out / "tissue" / f"{slide_id}.geojson").exists()
         assert (out / "thumbnails" / f"{slide_id}.jpg").exists()
-    assert "lost" in answer.stderr
+    assert "the file does not exist. Check the path." in answer.stderr
 
 
 def test_the_same_command_again_does_nothing(slides: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsipipe.errors import WsipipeError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -99,7 +101,8 @@ def run_and_report(stage: TissueStage, slides: Sequence[str], drain: Any, as_jso
 
 def _say(result: StageResult) -> None:
     if result.status == "failed":
-        typer.echo(f"{result.slide_id}: FAILED: {result.error} {result.remedy}", err=True)
+        told = WsipipeError(result.error, result.remedy)
+        typer.echo(f"{result.slide_id}: FAILED: {told}", err=True)
         return
     numbers = ", ".join(
         f"{name} {value:g}" for name, value in result.numbers.items() if value is not None

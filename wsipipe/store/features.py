@@ -276,7 +276,7 @@ def open_h5(path: str | Path) -> h5py.File:
         raise StoreError(path, "may not be read.", "Check its owner and permissions.") from error
     except OSError as error:
         raise CorruptFileError(
-            path, f"not a whole HDF5 file ({error}).", "Run extract again: it replaces the file."
+            path, f"not a whole HDF5 file ({error}).", "Remove it and run extract again."
         ) from error
 
 
@@ -343,7 +343,7 @@ def read_features(path: str | Path, *, lazy: bool = False) -> Features:
             )
         except OSError as error:
             raise CorruptFileError(
-                path, f"cannot be read ({error}).", "Run extract again: it replaces the file."
+                path, f"cannot be read ({error}).", "Remove it and run extract again."
             ) from error
 
 

@@ -33,6 +33,9 @@ Embedder = Callable[[Features, Rows], FloatArray]
 # bf16 against fp32 of one model gives more than 0.999; another model or other pixels far less.
 MIN_COSINE = 0.99
 
+# A run looks at a file's identity alone: with that unharmed the file is done, --recompute or not.
+_ANEW = "Remove the file and run the same extract again, or restore it from a copy."
+
 # Attributes of which one folder should hold one value.
 _UNIFORM = ("encoder", "encoder_revision", "precision", "mpp", "tile_px", "overlap", "pooling")
 
@@ -95,10 +98,7 @@ def verify_run(
         if attrs.get("slide_id") not in (None, slide_id) and folder:
             problems.append(f"it says it is slide {attrs['slide_id']!r}")
         for problem in problems:
-            remedy = "Run the same extract again: what is not whole is made anew."
-            if "sha256" in problem or attrs:
-                remedy = "Run extract with --recompute, or restore the file from a copy."
-            result.findings.append(Finding("damage", _relative(path, out), problem, remedy))
+            result.findings.append(Finding("damage", _relative(path, out), problem, _ANEW))
         if not problems:
             sound.append(path)
         result.files += 1
@@ -155,6 +155,7 @@ def _lost_files(out: Path, files: Mapping[tuple[str, str], Path]) -> Iterator[Fi
 
 def _side_files(out: Path) -> Iterator[Finding]:
     remedy = "Remove it; the next run makes it anew."
+    picture = "Remove it; `wsipipe tissue` over the same slides and --out makes it anew."
     for path in sorted((out / "attempts").rglob("*.json")):
         if not path.name.startswith(".") and read_record(path) is None:
             yield Finding("damage", _relative(path, out), "not a record", remedy)
@@ -166,13 +167,13 @@ def _side_files(out: Path) -> Iterator[Finding]:
         except (ValueError, AttributeError):
             kind = None
         if kind != "FeatureCollection":
-            yield Finding("damage", _relative(path, out), "not GeoJSON", remedy)
+            yield Finding("damage", _relative(path, out), "not GeoJSON", picture)
     for path in sorted((out / "thumbnails").rglob("*.jpg")):
         if path.name.startswith("."):
             continue
         data = path.read_bytes()
         if not (data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9")):
-            yield Finding("damage", _relative(path, out), "not a whole JPEG", remedy)
+            yield Finding("damage", _relative(path, out), "not a whole JPEG", picture)
 
 
 def _leftovers(out: Path) -> Iterator[Finding]:
@@ -226,7 +227,7 @@ def _sample(
                     _relative(path, out),
                     f"embedded anew, {stored[0]} tiles have the shape {np.shape(again)}, and "
                     f"{stored} is stored",
-                    "Another encoder made this file: use --recompute.",
+                    f"Another encoder made this file. {_ANEW}",
                 )
             )
             continue
@@ -235,7 +236,8 @@ def _sample(
         )
         worst = float(cosines.min())
         result.sampled += len(rows)
-        result.worst_cosine = min(worst, result.worst_cosine or 1.0)
+        known = 1.0 if result.worst_cosine is None else result.worst_cosine
+        result.worst_cosine = min(worst, known)
         if worst < MIN_COSINE:
             result.findings.append(
                 Finding(
@@ -243,7 +245,7 @@ def _sample(
                     _relative(path, out),
                     f"embedded anew, tile {int(rows[cosines.argmin()])} has cosine {worst:.4f} to "
                     "what is stored",
-                    "The slide, the weights or the file have changed: use --recompute.",
+                    f"The slide, the weights or the file have changed. {_ANEW}",
                 )
             )
 
