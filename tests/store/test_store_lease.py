@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -133,6 +134,52 @@ def test_remains_of_killed_processes_are_swept(tmp_path: Path) -> None:
     age(tmp_path / ".c.lease.0123", 101)
     leases.remove_remains()
     assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.fixture
+def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_a_killed_guard_blocks_its_key_for_a_while_only(tmp_path: Path) -> None:
+    leases = Leases(tmp_path, ttl_s=100)
+    lease = leases.acquire("a")
+    assert lease is not None
+    assert Leases(tmp_path, ttl_s=100).acquire("a") is None
+    (path,) = tmp_path.iterdir()
+    lease.release()
+    guard = tmp_path / f".{path.name}.guard"
+    guard.mkdir()
+    assert leases.acquire("a") is None
+    assert guard.exists()
+    age(guard, 101)
+    lease = leases.acquire("a")
+    assert lease is not None
+    lease.release()
+    guard.mkdir()
+    age(guard, 101)
+    leases.remove_remains()
+    assert not list(tmp_path.iterdir())
+    assert leases.acquire("a") is not None
+    leases.close()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_a_lease_refreshed_in_the_last_moment_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = Leases(tmp_path, ttl_s=100), Leases(tmp_path, ttl_s=100)
+    lease = one.acquire("a")
+    assert lease is not None
+    ages = {False: 101.0, True: 0.0}
+    monkeypatch.setattr(two, "_age", lambda path, fresh: ages[fresh])
+    assert two.acquire("a") is None
+    assert lease.check()
 
 
 def _work(out: str, seed: int, slides: int) -> None:

@@ -193,7 +193,9 @@ class Leases:
         """Remove drafts of processes that were killed while they took a lease, and stale leases."""
         for path in list(self.folder.iterdir()):
             with suppress(FileNotFoundError):
-                if path.suffix == ".lease" and not path.name.startswith("."):
+                if path.suffix == ".guard":
+                    self._remove_old_guard(path)
+                elif path.suffix == ".lease" and not path.name.startswith("."):
                     self._bury_if_stale(path, uuid.uuid4().hex)
                 elif self._age(path, fresh=False) > self.ttl_s or _is_of_dead(_read(path)):
                     path.unlink()
@@ -218,8 +220,29 @@ class Leases:
                 raise
             # A file system without hard links (exFAT, some FUSE and SMB mounts): a folder is made
             # by one process only, and guards the moment between the look and the rename.
-            return _rename_into_gap(draft, path)
+            return self._rename_into_gap(draft, path)
         return True
+
+    def _rename_into_gap(self, draft: Path, path: Path) -> bool:
+        guard = path.with_name(f".{path.name}.guard")
+        try:
+            guard.mkdir()
+        except FileExistsError:
+            self._remove_old_guard(guard)
+            return False
+        try:
+            if path.exists():
+                return False
+            draft.rename(path)
+            return True
+        finally:
+            guard.rmdir()
+
+    def _remove_old_guard(self, guard: Path) -> None:
+        """Remove the guard of a process that was killed in the moment that it guards."""
+        with suppress(FileNotFoundError):
+            if self._age(guard, fresh=False) > self.ttl_s:
+                guard.rmdir()
 
     def _age(self, path: Path, *, fresh: bool) -> float:
         """Seconds since `path` was refreshed, by the clock of its file system."""
@@ -243,8 +266,7 @@ class Leases:
         try:
             # Refreshed, or released and taken anew, between the look and the rename: give it back.
             if self._age(grave, fresh=True) <= self.ttl_s and not _is_of_dead(_read(grave)):
-                with suppress(FileExistsError):
-                    os.link(grave, path)
+                self._link(grave, path)
                 return False
         finally:
             grave.unlink(missing_ok=True)
@@ -262,21 +284,6 @@ class Leases:
                 # A server that is away for a moment is no reason to give up: try at the next beat.
                 with suppress(OSError):
                     lease.beat()
-
-
-def _rename_into_gap(draft: Path, path: Path) -> bool:
-    guard = path.with_name(f".{path.name}.guard")
-    try:
-        guard.mkdir()
-    except FileExistsError:
-        return False
-    try:
-        if path.exists():
-            return False
-        draft.rename(path)
-        return True
-    finally:
-        guard.rmdir()
 
 
 def _is_of_dead(content: Mapping[str, Any] | None) -> bool:
