@@ -214,3 +214,35 @@ def test_equal_features_have_equal_digests_in_any_layout(tmp_path):
     _clam(tmp_path / "b.h5")
     files = find_bags(tmp_path)
     assert file_digest(files["a"]) == file_digest(files["b"])
+
+
+def test_fortran_order_and_foreign_byte_order_are_read_as_they_mean(tmp_path):
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(X))
+    np.save(tmp_path / "big.npy", X.astype(">f4"))
+    with h5py.File(tmp_path / "big5.h5", "w") as h5:
+        h5["features"] = X.astype(">f4")
+    bank = FeatureBank(find_bags(tmp_path), budget_bytes=0)
+    assert bank.tier == "mapped"
+    for name in ("fortran", "big", "big5"):
+        np.testing.assert_array_equal(bank.get(name).numpy(), X)
+
+
+@pytest.mark.parametrize("values", [X.astype(str), X > 0, X.astype(complex)])
+def test_features_that_are_no_numbers_are_refused(tmp_path, values):
+    np.save(tmp_path / "a.npy", values)
+    with h5py.File(tmp_path / "b.h5", "w") as h5:
+        h5["features"] = values.astype(bytes) if values.dtype.kind == "U" else values
+    for name in ("a.npy", "b.h5"):
+        with pytest.raises(CorruptFileError, match="not numbers"):
+            inspect_bag(tmp_path / name)
+
+
+def test_a_cohort_that_does_not_fit_is_not_kept_bag_by_bag(tmp_path):
+    import gc
+    import weakref
+
+    _trident(tmp_path / "a.h5")
+    bank = FeatureBank(find_bags(tmp_path), budget_bytes=0)
+    kept = weakref.ref(bank.array("a"))
+    gc.collect()
+    assert kept() is None

@@ -137,3 +137,27 @@ def test_a_resumed_run_has_its_risk_sets_again(cohort):
     fit_runs([second], bags, device=CPU)
     for p, q in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_survival_curves_take_the_log_hazards_of_the_model(cohort, monkeypatch):
+    from wsipipe.mil.crossval import train
+    from wsipipe.mil.ensemble import load_fold
+    from wsipipe.mil.metrics import survival
+
+    given, breslow = [], survival.breslow_survival
+
+    def spy(time, event, train_risk, risk, at):
+        given.append(train_risk)
+        return breslow(time, event, train_risk, risk, at)
+
+    monkeypatch.setattr(survival, "breslow_survival", spy)
+    train(
+        cohort / "features", cohort / "labels.csv", time="months", event="died", folds=2,
+        out=cohort / "out", settings=TrainSettings(aggregator_settings={"hidden": 8}, epochs=1),
+    )  # fmt: skip
+    fold = load_fold(cohort / "out" / "models" / "fold-0")
+    files = find_bags(cohort / "features")
+    logits = [fold.forward_bag(FeatureBank(files).get(s))[0].mean() for s in files]
+    # One epoch at a small rate: nobody's hazard is far from anybody's.
+    assert np.ptp(logits) < 1
+    assert np.ptp(given[0]) <= np.ptp(logits) + 1e-6

@@ -75,3 +75,31 @@ def test_attention_does_not_learn_risks_in_reverse(cohort):
         risk = raw_risk("nll", z, run.criteria[0].base)
         c.append(concordance_statistic(risk, y[:, 0], y[:, 1])(np.ones((1, 40)))[0])
     assert np.mean(c) == pytest.approx(0.7, abs=0.15)
+
+
+def test_a_tile_contributes_to_the_risk_over_all_bins():
+    from wsipipe.mil.contributions import contributions
+    from wsipipe.mil.ensemble import FoldModel
+
+    torch.manual_seed(0)
+    model = create_aggregator("mean", in_dim=4, n_classes=4, hidden=0).eval()
+    with torch.no_grad():
+        model.head.weight[0] = 0  # nothing speaks for an early death, all for a later one
+    y = np.array([[1.0, 1], [2.0, 1], [3.0, 0], [4.0, 1], [9.0, 1]])
+    criterion = fit_criterion(NLL, 0, y, "balanced")
+    fold = FoldModel({"targets": [criterion.describe()]}, [model], [None])
+    bag = torch.randn(6, 4)
+    found = contributions(fold, bag)
+    z = model.forward_bags([bag]).instance_logits.detach().double().numpy()
+    np.testing.assert_allclose(found, raw_risk("nll", z, criterion.base), atol=1e-5)
+    assert np.ptp(found) > 0.01
+
+
+def test_a_time_at_an_edge_lies_in_the_bin_that_begins_there():
+    times = np.array([0.1, 12.7, 20.1, 33.3, 41.7])
+    criterion = fit_criterion(NLL, 0, np.stack([times, np.ones(5)], axis=1), "balanced")
+    assert criterion.edges.tolist() == [12.7, 20.1, 33.3]
+    z = torch.zeros(3, 4)
+    z[:, 0] = -30  # nobody dies in the first bin
+    y = torch.tensor([[12.7, 1], [20.1, 1], [33.3, 1]])
+    assert criterion(z, y) < 5

@@ -55,6 +55,8 @@ def test_a_fold_whose_loss_is_no_number_fails_alone(cohort, monkeypatch):
         ({"grid": {"aggregator.hidden": [8, "a"]}}, "cannot be made"),
         ({"grid": {"lr": ["a", "b"]}}, "lr is 'a'"),
         ({"grid": {"epochs": [1.5]}}, "epochs is 1.5"),
+        ({"grid": {"class_weights": ["balanced", "none"]}}, "one for all points"),
+        ({"grid": {"survival_loss": ["cox", "nll"]}}, "one for all points"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -177,3 +179,17 @@ def test_a_slide_without_mpp_is_drawn_at_that_of_its_features(cohort):
     assert not stop.value.code
     made = sorted(p.name for p in (cohort / "maps").iterdir())
     assert made == ["s00-tiles.png", "s00.geojson", "s00.png", "s00.tif"]
+
+
+def test_a_heatmap_of_features_that_are_no_numbers_says_so(cohort, capsys):
+    from wsipipe.cli import main
+
+    _train(cohort)
+    with h5py.File(cohort / "features" / "s00.h5", "r+") as h5:
+        h5["features"][0] = np.nan
+    words = ["heatmap", "--model", cohort / "out", "--features", cohort / "features"]
+    words += ["--out", cohort / "maps", "--no-tiff", "--slide-id", "s00"]
+    with pytest.raises(SystemExit) as stop:
+        main([str(w) for w in words])
+    assert stop.value.code == 2
+    assert "NaN in the features" in capsys.readouterr().err

@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from wsipipe.mil.calibration import choose_thresholds, fit_calibration, softmax
+from wsipipe.mil.losses import fit_criterion
 from wsipipe.mil.metrics.bootstrap import bca_interval, draw_weights, holm, paired_bootstrap
 from wsipipe.mil.metrics.classification import (
     auprc,
@@ -28,6 +30,7 @@ from wsipipe.mil.metrics.survival import (
     kaplan_meier,
     log_rank,
 )
+from wsipipe.mil.targets import Target
 
 
 def _data(n=60, seed=0):
@@ -115,8 +118,9 @@ def test_survival_figures_equal_lifelines_and_scikit_survival():
     train = _survival(200, 5)
     wanted = concordance_index_ipcw(
         Surv.from_arrays(train[2] == 1, train[1]),
-        Surv.from_arrays(event[time < train[1].max()] == 1, time[time < train[1].max()]),
-        risk[time < train[1].max()],
+        Surv.from_arrays(event == 1, time),
+        risk,
+        tau=train[1].max(),
     )[0]
     assert ipcw_concordance(train[1], train[2], time, event, risk) == pytest.approx(wanted)
     t, alive, low, high = kaplan_meier(time, event)
@@ -229,3 +233,75 @@ def test_holm_by_hand_and_paired_bootstrap():
     )
     assert low < value < high
     assert p < 0.05
+
+
+def test_who_outlives_the_training_part_is_still_compared():
+    from lifelines import KaplanMeierFitter
+
+    train, (risk, time, event) = _survival(200, 5), _survival(80, 6)
+    train = [x[train[1] < 20] for x in train]
+    # No ties: deaths and censorings at one time are ordered differently by different tools.
+    train[1] = train[1] + np.arange(len(train[1])) * 1e-5
+    time = time + 0.03
+    assert (time >= train[1].max()).sum() > 3
+    censoring = KaplanMeierFitter().fit(train[1], 1 - train[2])
+    won = pairs = 0.0
+    for i in np.flatnonzero((event == 1) & (time < train[1].max())):
+        weight = float(censoring.predict(time[i])) ** -2
+        later = (time > time[i]) | ((time == time[i]) & (event == 0))
+        pairs += weight * later.sum()
+        won += weight * ((risk[i] > risk[later]) + 0.5 * (risk[i] == risk[later])).sum()
+    found = ipcw_concordance(train[1], train[2], time, event, risk)
+    assert found == pytest.approx(won / pairs, rel=1e-6)
+
+
+def test_a_long_follow_up_does_not_undo_the_brier_score():
+    train, (risk, time, event) = _survival(200, 5), _survival(80, 6)
+    train = (train[0], train[1], np.where(train[1] == train[1].max(), 1, train[2]))
+    at = np.quantile(time[event == 1], [0.2, 0.4, 0.6])
+    curves = breslow_survival(train[1], train[2], train[0], risk, at)
+    wanted = integrated_brier(train[1], train[2], time, event, curves, at)
+    longer = np.where(time == time.max(), train[1].max() + 5, time)
+    found = integrated_brier(train[1], train[2], longer, event, curves, at)
+    assert np.isfinite(wanted)
+    assert found == pytest.approx(wanted)
+
+
+def test_large_numbers_that_differ_little_are_told_apart():
+    rng = np.random.default_rng(0)
+    truth = 1e9 + rng.normal(size=50)
+    said = truth + rng.normal(size=50)
+    found = regression_statistics(said, truth, np.ones((1, 50)))
+    assert found["r2"][0] == pytest.approx(sk.r2_score(truth, said), abs=1e-6)
+    assert found["pearson"][0] == pytest.approx(stats.pearsonr(truth, said)[0], abs=1e-6)
+
+
+def test_youdens_cut_is_one_of_the_best_and_not_between_them():
+    p = np.array([0.1, 0.5, 0.3, 0.7])
+    truth = np.array([0, 0, 1, 1])
+    cut = choose_thresholds(p, truth)["youden"]
+    assert (p[truth == 1] >= cut).mean() + (p[truth == 0] < cut).mean() == 1.5
+
+
+def test_thresholds_are_for_patients_not_for_slides():
+    target = Target("label", "classification", ("label",), ("0", "1"))
+    criterion = fit_criterion(target, 0, np.array([[0.0, 0], [1, 0]]), "none")
+    score = np.array([-2.0, -1, 3, 0, 0.5, 1])
+    owners = np.array([0, 1, 1, 2, 3, 3])
+    y = np.stack([np.isin(owners, (1, 3)), np.zeros(6)], axis=1).astype(float)
+    logits = np.stack([-score, score], axis=1)
+    found = fit_calibration(criterion, logits, y, owners)
+    p = softmax(logits / found["temperature"])[:, 1]
+    mean = np.array([p[owners == k].mean() for k in range(4)])
+    assert found["thresholds"] == choose_thresholds(mean, np.array([0, 1, 0, 1]))
+    assert found["thresholds"] != choose_thresholds(p, y[:, 0].astype(int))
+
+
+def test_equal_scores_are_one_point_of_the_precision_curve():
+    from wsipipe.report.mil_page import _precision
+
+    score, positive = np.array([1.0, 1, 1, 0]), np.array([True, False, False, True])
+    for order in ([0, 1, 2, 3], [1, 2, 0, 3]):
+        recall, precision = _precision(score[order], positive[order])
+        assert recall.tolist() == [0, 0.5, 1]
+        np.testing.assert_allclose(precision, [1 / 3, 1 / 3, 0.5])

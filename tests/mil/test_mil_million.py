@@ -33,7 +33,7 @@ def watch():
 
 rows = open_rows(inspect_bag(sys.argv[1]))
 norm = (torch.zeros(1024), torch.ones(1024))
-model = FoldModel({}, [create_aggregator("abmil", in_dim=1024, n_classes=2).eval()], [norm])
+model = FoldModel({}, [create_aggregator(sys.argv[2], in_dim=1024, n_classes=2).eval()], [norm])
 thread = threading.Thread(target=watch)
 thread.start()
 with torch.no_grad():
@@ -41,8 +41,8 @@ with torch.no_grad():
     logits, attention = model.forward_bag(rows)
 going[0] = False
 thread.join()
-assert np.isfinite(logits).all() and len(attention) == len(rows)
-assert abs(attention.sum() - 1) < 1e-3
+assert np.isfinite(logits).all()
+assert attention is None or len(attention) == len(rows) and abs(attention.sum() - 1) < 1e-3
 print(peak[0])
 """
 
@@ -50,12 +50,13 @@ print(peak[0])
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_million_tiles_are_predicted_in_less_than_a_gigabyte(tmp_path):
+@pytest.mark.parametrize("name", ["abmil", "dsmil", "mean"])
+def test_a_million_tiles_are_predicted_in_less_than_a_gigabyte(tmp_path, name):
     # A file of zeros takes no room on disk; what it costs to read and multiply is the same.
     shape = (1_000_000, 1024)
     np.lib.format.open_memmap(tmp_path / "m.npy", "w+", np.float16, shape).flush()
     said = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path / "m.npy")],
+        [sys.executable, "-c", CHILD, str(tmp_path / "m.npy"), name],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     megabytes = float(said.stdout.split()[-1])

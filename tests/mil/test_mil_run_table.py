@@ -73,3 +73,21 @@ def test_folders_without_a_run_and_unknown_metrics_are_refused(
         run_table([runs[0], tmp_path])
     with pytest.raises(ConfigError, match="They share: auroc"):
         run_table(runs, "c_index")
+
+
+def test_of_errors_the_smaller_is_the_better(tmp_path: Path) -> None:
+    for name, value in (("near", 1.0), ("far", 2.0)):
+        folder = make_run(tmp_path / name, 0.5, [0.2, 0.7, 0.1, 0.9])
+        document = json.loads((folder / "metrics.json").read_text())
+        document["metrics"] = {"rmse": {**document["metrics"]["auroc"], "pooled": value}}
+        (folder / "metrics.json").write_text(json.dumps(document))
+    rows = run_table([tmp_path / "far", tmp_path / "near"], "rmse").rows
+    assert [row.encoder for row in rows] == ["near", "far"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        make_run(tmp_path / parent / "mil", 0.5, [0.2, 0.7, 0.1, 0.9, 0.4, 0.6])
+    (pair,) = run_table([tmp_path / "a" / "mil", tmp_path / "b" / "mil"]).pairs
+    assert pair["first"] != pair["second"]

@@ -190,3 +190,72 @@ def test_a_fold_that_is_none_ends_the_command_with_2(cohort, capsys):
     said = capsys.readouterr().err
     assert "line 2: fold is 'a'" in said
     assert "train, val or test" in said
+
+
+def test_random_draws_need_no_patient_of_each_class_per_draw():
+    folds = make_folds(PATIENTS, Y, LABEL, folds=30, monte_carlo=0.2)
+    assert len(folds) == 30
+    one_unknown = Y.copy()
+    one_unknown[3, 0] = np.nan
+    assert len(make_folds(PATIENTS, one_unknown, LABEL, folds=5, monte_carlo=0.2)) == 5
+    with pytest.raises(ConfigError, match=r"--monte-carlo 0\.02 of 40 patients"):
+        make_folds(PATIENTS, Y, LABEL, folds=3, monte_carlo=0.02)
+
+
+def test_patients_without_a_label_do_not_thin_out_the_inner_splits():
+    layer = np.arange(40) % 2
+    layer[:2] = -1
+    splits = inner_splits(PATIENTS, layer, count=5, seed=0)
+    assert len(splits) == 5
+    known = dict(zip(PATIENTS, layer.tolist(), strict=True))
+    for _, val in splits:
+        assert 3 <= sum(known[p] == 1 for p in val) <= 5
+
+
+def test_the_search_for_site_folds_ends_by_work_not_by_time(monkeypatch):
+    import scipy.optimize
+
+    asked, milp = [], scipy.optimize.milp
+
+    def spy(*args, options, **kwargs):
+        asked.append(dict(options))
+        return milp(*args, options=options, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", spy)
+    site_preserved_folds([f"c{i % 7}" for i in range(40)], np.arange(40) % 2, 3)
+    assert asked[0]["node_limit"] < 1e6
+    assert asked[0]["time_limit"] >= 60
+
+
+def test_clams_boolean_splits_have_an_unnamed_column_of_ids(tmp_path):
+    text = ",train,val,test\na,True,False,False\nb,False,True,False\nc,False,False,True\n"
+    (tmp_path / "splits_0_bool.csv").write_text(text)
+    (fold,) = read_splits(tmp_path / "splits_0_bool.csv", {x: x for x in "abc"})
+    assert (fold.train, fold.val, fold.test) == (("a",), ("b",), ("c",))
+
+
+def test_ids_with_commas_survive_clams_form(tmp_path):
+    folds = [Fold(0, 0, ("p,1", "p2"), ('p"3',))]
+    slides = {"p,1": ["a, b"], "p2": ["c"], 'p"3': ['d"']}
+    write_splits(tmp_path / "clam", folds, slides, "clam")
+    owner = {s: p for p, own in slides.items() for s in own}
+    (back,) = read_splits(tmp_path / "clam", owner)
+    assert (back.train, back.test) == (folds[0].train, folds[0].test)
+
+
+def test_stamps_patients_may_be_numbers(tmp_path):
+    (tmp_path / "s.json").write_text(
+        '{"splits": [{"train_patients": [1, 2], "test_patients": [3]}]}'
+    )
+    (fold,) = read_splits(tmp_path / "s.json", {"a": "1", "b": "2", "c": "3"})
+    assert (fold.train, fold.test) == (("1", "2"), ("3",))
+
+
+def test_splits_that_name_no_slides_cannot_be_rewritten(tmp_path, capsys):
+    from wsipipe.cli import main
+
+    (tmp_path / "s.csv").write_text(",train,val,test\n0,a,,b\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["mil", "splits", str(tmp_path / "s.csv"), "--to", "stamp", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "no column 'slide_id'" in capsys.readouterr().err

@@ -369,6 +369,16 @@ def test_the_grid_is_chosen_inside_the_training_part(cohort):
         assert info["members"] == 2
 
 
+def test_standardising_may_be_a_point_of_the_grid(cohort):
+    settings = TrainSettings(
+        aggregator_settings=SMALL, epochs=2, inner=1, grid={"standardize": [True]}
+    )
+    _train(cohort, settings=settings)
+    fold = load_fold(cohort / "out" / "models" / "fold-0")
+    assert fold.info["standardize"]
+    assert fold.norms[0] is not None
+
+
 def test_slides_of_a_patient_together_are_one_bag(cohort):
     _train(cohort, slides_together=True)
     rows = _rows(cohort / "out" / "predictions.csv")
@@ -521,6 +531,68 @@ def test_an_outside_cohort_is_judged_at_frozen_thresholds_and_must_be_outside(tr
     assert all({"youden", "sensitivity_95"} == set(c) for c in cuts)
     assert found["label"]["auroc"]["pooled"] > 0.8
     assert "sensitivity_at_youden" in found["label"]
+
+
+def _outside(folder, change=lambda row: row):
+    """A cohort that shares nobody with the training cohort."""
+    from mil_kit import make_cohort
+
+    folder.mkdir()
+    make_cohort(folder, n=20, seed=9)
+    for path in (folder / "features").glob("*.h5"):
+        path.rename(path.with_name(f"x{path.name}"))
+    _relabel(
+        folder,
+        lambda r: change(
+            {**r, "slide_id": "x" + r["slide_id"], "patient_id": "x" + r["patient_id"]}
+        ),
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda r: {**r, "label": {"1": "Yes"}.get(r["label"], "0")},
+            "'Yes' is no class of 'label'",
+        ),
+        (lambda r: {k: v for k, v in r.items() if k != "label"}, "none of the model's targets"),
+    ],
+)
+def test_labels_that_the_model_does_not_know_are_refused_and_not_left_out(
+    trained, tmp_path, change, match
+):
+    other = _outside(tmp_path / "other", change)
+    with pytest.raises(ConfigError, match=match):
+        predict(trained / "out", other / "features", labels=other / "labels.csv")
+
+
+def test_an_outside_cohort_says_what_it_lacks_and_is_predicted_before_it_is_judged(
+    trained, tmp_path
+):
+    other = _outside(
+        tmp_path / "other", lambda r: {**r, "label": r["label"] if r["slide_id"] != "xs01" else ""}
+    )
+    said: list[str] = []
+    predict(trained / "out", other / "features", labels=other / "labels.csv", say=said.append)
+    assert any("label is missing" in text and "xs01" in text for text in said)
+    _relabel(other, lambda r: {**r, "label": "1"})
+    with pytest.raises(ConfigError, match="one class only"):
+        predict(
+            trained / "out", other / "features", tmp_path / "p.csv", labels=other / "labels.csv"
+        )
+    assert len(_rows(tmp_path / "p.csv")) == 20
+
+
+def test_slides_that_every_fold_learned_from_are_not_called_held_out(cohort):
+    rows = [f"s{i:02},0,0,{'test' if i % 3 == 0 else 'train'}" for i in range(30)]
+    (cohort / "s.csv").write_text("\n".join(["slide_id,repeat,fold,part", *rows]) + "\n")
+    _train(cohort, splits=cohort / "s.csv")
+    said: list[str] = []
+    predict(cohort / "out", cohort / "features", say=said.append)
+    assert any("every fold learned from" in text for text in said)
+    assert not any(text.startswith("40 slide(s) of the training cohort") for text in said)
 
 
 @pytest.mark.parametrize(("key", "value"), [("encoder", "phikon"), ("mpp", 0.25), ("tile_px", 512)])

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from wsipipe.errors import ConfigError
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -48,7 +50,7 @@ def list_command(
 
 @app.command("splits")
 def splits_command(
-    run: Annotated[Path, typer.Argument(help="OUT of `wsipipe train`, or a splits file.")],
+    run: Annotated[Path, typer.Argument(help="OUT of `wsipipe train`, or its splits.csv.")],
     to: Annotated[str, typer.Option(help="clam (a folder), patho-bench, stamp or wsipipe.")],
     out: Annotated[Path, typer.Option(help="File or folder to write.")],
 ) -> None:
@@ -63,6 +65,11 @@ def splits_command(
 
     path = run / "splits.csv" if run.is_dir() else run
     rows = read_table(path)
+    if "slide_id" not in rows[0]:
+        raise ConfigError(
+            f"{path}: no column 'slide_id': which slides there are cannot be told.",
+            "Name the --out folder of a run that was trained with these --splits.",
+        )
     patient_of = {r["slide_id"]: r.get("patient_id") or r["slide_id"] for r in rows}
     slides_of: dict[str, list[str]] = defaultdict(list)
     for slide, patient in patient_of.items():

@@ -122,6 +122,7 @@ def inspect_bag(
     name = path.stem if slide_id is None else slide_id
     if path.suffix.lower() == ".npy":
         array = _load_npy(path)
+        _check_numbers(path, array.dtype)
         rows, dim = _two_axes(path, array.shape)
         return BagFile(name, path, "npy", "", rows, dim, array.dtype.itemsize)
     if path.suffix.lower() in (".pt", ".pth"):
@@ -135,6 +136,7 @@ def inspect_bag(
 def _inspect_h5(path: Path, slide_id: str, h5: h5py.File, key: str | None) -> BagFile:
     found, atlas = _features_key(path, h5, key)
     dataset = h5[found]
+    _check_numbers(path, dataset.dtype)
     rows, dim = _two_axes(path, dataset.shape)
     attrs = plain_attributes(h5.attrs)
     coords_attrs = plain_attributes(h5["coords"].attrs) if "coords" in h5 else {}
@@ -238,6 +240,16 @@ def _two_axes(path: Path, shape: Sequence[int]) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
+def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "fiu":
+        raise CorruptFileError(path, f"its features are of type {dtype}, not numbers.")
+
+
+def _native(rows: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's byte order; mapped as it is where that is so."""
+    return rows if rows.dtype.isnative else np.asarray(rows, rows.dtype.newbyteorder("="))
+
+
 def _load_npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
@@ -258,7 +270,7 @@ def _load_pt(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if isinstance(raw, dict):
         coords = raw.get("coords")
         raw = next((raw[k] for k in _KEYS if k in raw), None)
-    if not isinstance(raw, torch.Tensor) or not raw.is_floating_point():
+    if not isinstance(raw, torch.Tensor) or not raw.is_floating_point() or raw.is_sparse:
         raise CorruptFileError(path, "holds no tensor of features.")
     if raw.dtype not in (torch.float16, torch.float32):
         raw = raw.float()  # bfloat16 has no counterpart in numpy
@@ -272,7 +284,7 @@ def open_rows(file: BagFile) -> NDArray[Any]:
     A contiguous dataset is mapped: only rows that are touched are read. Others are read whole.
     """
     if file.layout == "npy":
-        return _load_npy(file.path).reshape(file.rows, file.dim)
+        return _native(_load_npy(file.path)).reshape(file.rows, file.dim)
     if file.layout == "pt":
         return _load_pt(file.path)[0]
     with open_h5(file.path) as h5:
@@ -288,7 +300,7 @@ def open_rows(file: BagFile) -> NDArray[Any]:
                 file.path, dataset.dtype, mode="r", offset=offset, shape=(file.rows, file.dim)
             )
         try:
-            return dataset[()].reshape(file.rows, file.dim)  # type: ignore[no-any-return]
+            return _native(dataset[()]).reshape(file.rows, file.dim)
         except OSError as error:
             raise CorruptFileError(file.path, f"cannot be read ({error}).") from error
 

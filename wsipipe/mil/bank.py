@@ -132,8 +132,8 @@ class FeatureBank:
             if good is not None:
                 self.dropped[slide_id] = int((~good).sum())
                 return rows[good]
-            if self.tier != "mapped":
-                return rows
+            if not isinstance(rows, np.memmap):
+                return rows  # in memory: keeping it would keep the whole cohort
             self._mapped[slide_id] = rows
         return self._mapped[slide_id]
 
@@ -205,7 +205,7 @@ class FeatureBank:
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
         self.bytes_read += rows.nbytes
-        if isinstance(rows, np.memmap) and rows.filename is not None:
+        if isinstance(rows, np.memmap) and rows.filename is not None and rows.flags.c_contiguous:
             # Read, not touched: pages of a map would stay in this process for every bag it walks.
             rows = np.fromfile(rows.filename, rows.dtype, rows.size, offset=rows.offset).reshape(
                 rows.shape

@@ -42,8 +42,8 @@ def fit_temperature(logits: Array, truth: NDArray[np.int64]) -> float:
 def choose_thresholds(p: Array, truth: NDArray[np.int64]) -> dict[str, float]:
     """Cuts on the probability of the second class, from validation patients.
 
-    "youden" has the largest sensitivity + specificity; "sensitivity_95" is the highest cut that
-    still finds 95 % of the positives.
+    "youden" has the largest sensitivity + specificity (of several, the middle one);
+    "sensitivity_95" is the highest cut that still finds 95 % of the positives.
     """
     positive = truth == 1
     if not positive.any() or positive.all():
@@ -57,26 +57,35 @@ def choose_thresholds(p: Array, truth: NDArray[np.int64]) -> dict[str, float]:
     best = np.flatnonzero(score >= score.max() - 1e-12)
     enough = np.flatnonzero(sensitivity >= 0.95)
     return {
-        "youden": float(cuts[best].mean()),
+        "youden": float(cuts[best[len(best) // 2]]),
         "sensitivity_95": float(cuts[enough[-1]]),
     }
 
 
-def fit_calibration(criterion: Criterion, logits: Array, y: Array) -> dict[str, Any]:
+def fit_calibration(
+    criterion: Criterion, logits: Array, y: Array, owners: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     """Learn from pooled inner validation what is frozen with the model.
 
     Args:
         logits: (V, all columns) of validation bags, each by a model that did not train on it.
         y: (V, 2).
+        owners: (V,) patient of each bag; None = each bag its own. Thresholds are for a patient's
+            mean over bags, as the figures are.
     """
     known = ~np.isnan(y[:, 0])
+    owners = np.flatnonzero(known) if owners is None else owners[known]
     z, y = logits[known, criterion.start :][:, : criterion.target.width], y[known]
     if criterion.target.task == "classification":
         truth = y[:, 0].astype(np.int64)
         temperature = fit_temperature(z, truth)
         out: dict[str, Any] = {"temperature": temperature}
         if criterion.target.width == 2:
-            out["thresholds"] = choose_thresholds(softmax(z / temperature)[:, 1], truth)
+            _, first, place, bags = np.unique(
+                owners, return_index=True, return_inverse=True, return_counts=True
+            )
+            p = np.bincount(place, softmax(z / temperature)[:, 1]) / bags
+            out["thresholds"] = choose_thresholds(p, truth[first])
         return out
     if criterion.target.task == "survival":
         risk = raw_risk(criterion.target.loss, z, criterion.base)

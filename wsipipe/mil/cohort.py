@@ -7,7 +7,8 @@ import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.bags import BagFile
-from wsipipe.mil.targets import MISSING, Target
+from wsipipe.mil.targets import Target, is_missing
 
 __all__ = ["Cohort", "join_cohort", "read_table"]
 
@@ -58,6 +59,20 @@ class Cohort:
             out[index[patient]][known] = self.y[i][known]
         return out
 
+    def without_absent_classes(self) -> Cohort:
+        """Classes that only slides without features bear are no classes of this cohort."""
+        y, targets, notes = self.y.copy(), list(self.targets), list(self.notes)
+        for t, target in enumerate(self.targets):
+            known = ~np.isnan(y[:, t, 0])
+            present = np.unique(y[known, t, 0]).astype(int)
+            absent = [c for i, c in enumerate(target.classes) if i not in present]
+            if not absent:
+                continue
+            notes.append(f"No slide with features is of class {_few(absent)} of '{target.name}'.")
+            targets[t] = replace(target, classes=tuple(target.classes[i] for i in present))
+            y[known, t, 0] = np.searchsorted(present, y[known, t, 0])
+        return replace(self, y=y, targets=tuple(targets), notes=tuple(notes))
+
     def patient_sites(self) -> tuple[str, ...] | None:
         """Site of each patient in the order of `patient_list`."""
         if self.sites is None:
@@ -69,8 +84,11 @@ class Cohort:
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """Rows of a .csv or .tsv with a header line.
 
+    Lines without any value are passed over: spreadsheets leave them at the end.
+
     Raises:
-        ConfigError: No such file, no header, or nothing in it.
+        ConfigError: No such file, no header, nothing in it, two columns of one name, a line with
+            more values than columns, or a quote that is never closed.
     """
     path = Path(path)
     try:
@@ -79,10 +97,27 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
     first = text.split("\n", 1)[0]
     delimiter = "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
-    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    if not rows:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, [v.strip() for v in values]) for values in reader]
+    except csv.Error as error:
+        raise ConfigError(
+            f"{path}, line {reader.line_num}: {error}.", "Is a quote opened and never closed?"
+        ) from error
+    lines = [(number, values) for number, values in lines if any(values)]
+    if len(lines) < 2:
         raise ConfigError(f"{path}: no lines in it.", "Its first line names the columns.")
-    return [{(k or "").strip(): (v or "").strip() for k, v in r.items() if k} for r in rows]
+    head = lines[0][1]
+    twice = [name for name, n in Counter(head).items() if name and n > 1]
+    if twice:
+        raise ConfigError(f"{path}: two columns are called '{twice[0]}'.", "Rename one of them.")
+    for number, values in lines[1:]:
+        if any(values[len(head) :]):
+            raise ConfigError(
+                f"{path}, line {number}: {len(values)} values for {len(head)} columns.",
+                "Put quotes around a text that holds the separator.",
+            )
+    return [dict(zip_longest(head, v[: len(head)], fillvalue="")) for _, v in lines[1:]]
 
 
 def match_slides(wanted: Sequence[str], files: Mapping[str, BagFile]) -> dict[str, str]:
@@ -134,8 +169,8 @@ def join_cohort(
         )
     notes: list[str] = []
     parsed = {r["slide_id"]: [t.parse(r) for t in targets] for r in rows}
-    unlabelled = [k for k, v in parsed.items() if all(math.isnan(a) for a, _ in v)]
     missing = [k for k in ids if k not in match]
+    unlabelled = [k for k in ids if k in match and all(math.isnan(a) for a, _ in parsed[k])]
     extra = sorted(set(files) - set(match.values()))
     empty = [k for k in ids if k in match and files[match[k]].rows == 0]
     problems = {
@@ -182,7 +217,7 @@ def _patients(kept: Sequence[Mapping[str, str]], notes: list[str]) -> tuple[tupl
             "its own. If a patient has several slides, the figures are too good."
         )
         return tuple(r["slide_id"] for r in kept), False
-    lacking = [r["slide_id"] for r in kept if r["patient_id"].lower() in MISSING]
+    lacking = [r["slide_id"] for r in kept if is_missing(r["patient_id"])]
     if lacking:
         raise ConfigError(
             f"{len(lacking)} slide(s) have no patient_id: {_few(lacking)}.",

@@ -39,7 +39,7 @@ class _Finished:
     classes: tuple[str, ...] = ()
 
 
-def _load(path: Path) -> _Finished:
+def _load(path: Path, name: str) -> _Finished:
     try:
         document = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -61,7 +61,7 @@ def _load(path: Path) -> _Finished:
     # The order of the columns is the model's order of classes, numbers by value: 2 before 10.
     classes = tuple(c[2:] for c in columns if c.startswith("p_"))
     return _Finished(
-        path.name, document["task"], document["splits_sha256"], patients, labels, said, classes
+        name, document["task"], document["splits_sha256"], patients, labels, said, classes
     )
 
 
@@ -96,7 +96,10 @@ def compare_runs(paths: Sequence[str | Path], *, draws: int = 2000) -> list[dict
     """
     if len(paths) < 2:
         raise ConfigError("Name two runs or more.")
-    runs = [_load(Path(p)) for p in paths]
+    names = [Path(p).name for p in paths]
+    if len(set(names)) < len(names):  # a/mil and b/mil
+        names = [str(p) for p in paths]
+    runs = [_load(Path(p), name) for p, name in zip(paths, names, strict=True)]
     for run in runs[1:]:
         for field in ("task", "classes", "patients", "truth", "splits"):
             if getattr(run, field) != getattr(runs[0], field):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,6 @@ def contributions(fold: FoldModel, bag: Any, target: int = 0) -> NDArray[np.floa
         (N,) float64; positive = speaks for.
     """
     said = fold.info["targets"][target]
-    start, width = said["start"], max(1, len(said["classes"]))
     out = []
     for member, norm in zip(fold.members, fold.norms, strict=True):
         device = member.device
@@ -39,18 +39,23 @@ def contributions(fold: FoldModel, bag: Any, target: int = 0) -> NDArray[np.floa
             x = x.detach().requires_grad_()
             got = member.forward_bags([x])
             if got.instance_logits is not None:
-                z = got.instance_logits[:, start : start + width]
-                value = _evidence(z)
+                value = _evidence(got.instance_logits, said)
             else:
-                evidence = _evidence(got.logits[:, start : start + width]).sum()
+                evidence = _evidence(got.logits, said).sum()
                 (slope,) = torch.autograd.grad(evidence, x)
                 value = (slope * (x - x.mean(dim=0))).sum(dim=1)
         out.append(value.detach().double().cpu().numpy())
     return np.mean(out, axis=0)  # type: ignore[no-any-return]
 
 
-def _evidence(z: torch.Tensor) -> torch.Tensor:
-    """(R, C) -> (R,): the last class against the others."""
-    if z.shape[1] == 1:
+def _evidence(logits: torch.Tensor, said: Mapping[str, Any]) -> torch.Tensor:
+    """(R, all columns) -> (R,): the last class against the others, the value, or the risk."""
+    z = logits[:, said["start"] :]
+    if said["task"] == "classification":
+        z = z[:, : len(said["classes"])]
+        return z[:, -1] - torch.logsumexp(z[:, :-1], dim=1)
+    if said["loss"] != "nll":
         return z[:, 0]
-    return z[:, -1] - torch.logsumexp(z[:, :-1], dim=1)
+    # As `raw_risk`: minus the expected bins survived.
+    base = torch.as_tensor(said.get("base") or 0.0, dtype=z.dtype, device=z.device)
+    return -torch.cumprod(torch.sigmoid(-(z[:, : said["bins"]] + base)), dim=1).sum(dim=1)

@@ -25,9 +25,10 @@ from wsipipe.mil.plan import Plan, claim_folder, run_identity
 from wsipipe.mil.registry import create_aggregator
 from wsipipe.mil.results import write_results
 from wsipipe.mil.settings import TrainSettings
+from wsipipe.mil.sites import largest_deviation
 from wsipipe.mil.split_files import read_splits
-from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws
-from wsipipe.mil.targets import make_targets
+from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws, strata
+from wsipipe.mil.targets import is_missing, make_targets
 
 __all__ = ["Plan", "TrainResult", "train"]
 
@@ -114,9 +115,13 @@ def train(
     )
     files = find_bags(features, key=feature_key)
     cohort = join_cohort(rows, files, targets, strict=strict, labels_name=str(labels))
+    cohort = cohort.without_absent_classes()
+    targets = cohort.targets
     common = check_settings(cohort.files.values())
     laid = _lay_folds(cohort, folds, repeats, splits, monte_carlo, site_preserved, seed)
     notes = [*cohort.notes, *_about_files(cohort)]
+    if site_preserved:
+        notes.append(_about_sites(cohort, laid))
     untested = set(cohort.patient_list) - {p for f in laid for p in f.test}
     if untested:
         notes.append(f"{len(untested)} patient(s) are in no test part: no prediction for them.")
@@ -185,8 +190,8 @@ def _lay_folds(
     site_preserved: bool,
     seed: int,
 ) -> list[Fold]:
-    if site_preserved and cohort.sites is None:
-        raise ConfigError("--site-preserved needs a column 'site' in the labels.")
+    if site_preserved:
+        _check_sites(cohort, monte_carlo)
     if splits is None:
         return make_folds(
             cohort.patient_list,
@@ -204,6 +209,34 @@ def _lay_folds(
     if not placed:
         raise ConfigError(f"{splits}: none of its slides or patients is in the labels.")
     return separate_draws(given)
+
+
+def _check_sites(cohort: Cohort, monte_carlo: float) -> None:
+    if cohort.sites is None:
+        raise ConfigError("--site-preserved needs a column 'site' in the labels.")
+    if monte_carlo:
+        raise ConfigError("--monte-carlo draws patients: it does not go with --site-preserved.")
+    lacking = [s for s, at in zip(cohort.slide_ids, cohort.sites, strict=True) if is_missing(at)]
+    if lacking:
+        raise ConfigError(
+            f"--site-preserved: {len(lacking)} slide(s) have no site: {', '.join(lacking[:5])}.",
+            "Fill the column 'site', or leave these slides out of the labels.",
+        )
+
+
+def _about_sites(cohort: Cohort, folds: Sequence[Fold]) -> str:
+    layer = strata(cohort.patient_y()[:, 0], cohort.targets[0])
+    place = {p: i for i, p in enumerate(cohort.patient_list)}
+    worst = 0.0
+    for repeat in {f.repeat for f in folds}:
+        own = [f for f in folds if f.repeat == repeat]
+        part = np.concatenate([np.full(len(f.test), k) for k, f in enumerate(own)])
+        rows = [place[p] for f in own for p in f.test]
+        worst = max(worst, largest_deviation(part, layer[rows], len(own)))
+    return (
+        "Folds keep sites apart; the count of a class in a fold is up to "
+        f"{worst:.0%} away from an equal share."
+    )
 
 
 def _about_files(cohort: Cohort) -> list[str]:

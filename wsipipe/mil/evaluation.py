@@ -101,7 +101,8 @@ def evaluate(
     """Figures by name: mean over folds, per fold, pooled, and the interval of the pooled.
 
     A patient's predictions of all repeats are drawn together; within one draw the figure of each
-    repeat is taken over its pooled predictions, and these are averaged.
+    repeat is taken over its pooled predictions, and these are averaged (a repeat whose few tested
+    patients lack a class in this draw has no figure).
     """
     repeats = sorted(data.outputs)
     tested = {r: np.flatnonzero(data.fold_of[r] >= 0) for r in repeats}
@@ -110,7 +111,7 @@ def evaluate(
 
     def figures(weights: Array) -> dict[str, Array]:
         parts = [pooled[r](weights[:, tested[r]]) for r in repeats]
-        return {k: np.mean([p[k] for p in parts], axis=0) for k in parts[0]}
+        return {k: _mean_of_known(np.array([p[k] for p in parts])) for k in parts[0]}
 
     layer = None
     if target.task == "classification":
@@ -142,6 +143,14 @@ def evaluate(
         _, low, high = delong_interval(data.outputs[repeats[0]][rows, 1], data.y[rows, 0] == 1)
         out["auroc"] |= {"delong_low": _number(low), "delong_high": _number(high)}
     return out
+
+
+def _mean_of_known(values: Array) -> Array:
+    """(K, R) -> (R,) mean of those that are numbers; NaN where none is."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(known, values, 0.0).sum(axis=0) / known.sum(axis=0)
+    return mean
 
 
 def _per_fold(target: Target, data: OutOfFold, repeats: Sequence[int]) -> list[dict[str, float]]:

@@ -217,11 +217,12 @@ class FoldTrainer:
             visible = np.full((len(self.bags.members), *y.shape[1:]), np.nan, dtype=np.float32)
             seen = np.concatenate([own, self.bags_of(val)])
             visible[seen] = y[[self.place[self.owners[b]] for b in seen]]
-            norm = None
-            if settings.standardize:
-                norm = self.bank.moments(s for b in own for s in self.bags.members[b])
-            for g, point in enumerate(settings.points):
-                chosen = settings.with_values(point)
+            points = [settings.with_values(p) for p in settings.points]
+            moments = None
+            if any(p.standardize for p in points):
+                moments = self.bank.moments(s for b in own for s in self.bags.members[b])
+            for g, chosen in enumerate(points):
+                norm = moments if chosen.standardize else None
                 seed = settings.seed + 7919 * fold.repeat + 101 * fold.fold + i
                 model = self._new_model(chosen, seed)
                 if hasattr(model, "fit_prototypes"):
@@ -263,7 +264,7 @@ class FoldTrainer:
     def _some_tiles(self, own: NDArray[np.int64], norm: Any, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         share = max(1, 20000 // max(1, len(own)))
-        tiles = torch.cat([self.bags.draw(int(b), share, rng).float() for b in own])
+        tiles = torch.cat([self.bags.draw(int(b), share, rng).float().cpu() for b in own])
         return tiles if norm is None else standardised(tiles, (norm[0].cpu(), norm[1].cpu()))
 
     def _train_group(
@@ -343,16 +344,17 @@ class FoldTrainer:
         members = [r for r in runs if r.key.split("/")[1] == str(best)]
         if any(not math.isfinite(r.best_loss) for r in members):
             raise FloatingPointError("The loss is not a number; try --standardize or a lower --lr.")
-        logits, y = [], []
+        logits, y, owners = [], [], []
         for run in members:
             z = predict_logits(
                 [run], self.bags, run.val.tolist(), device=self.device, precision="fp32"
             )
             logits.append(z[0])
             y.append(run.y[torch.as_tensor(run.val)].double().numpy())
-        z_val, y_val = np.concatenate(logits), np.concatenate(y)
+            owners.append([self.place[self.owners[b]] for b in run.val])
+        z_val, y_val, owner = np.concatenate(logits), np.concatenate(y), np.concatenate(owners)
         calibration = [
-            fit_calibration(c, z_val, y_val[:, t]) for t, c in enumerate(members[0].criteria)
+            fit_calibration(c, z_val, y_val[:, t], owner) for t, c in enumerate(members[0].criteria)
         ]
         info = self._info(k, members, calibration, losses)
         return FoldModel(info, [r.model.float().eval() for r in members], [r.norm for r in members])

@@ -129,7 +129,9 @@ class Criterion:
             if others is not None:
                 return cox_loss_among(z[:, 0], y[known], *others)
             return cox_loss(z[:, 0], first, second)
-        bins = torch.as_tensor(np.searchsorted(self.edges, first.cpu().numpy(), side="right"))
+        # Edges are times of events: compared as the times are stored, or equal ones fall below.
+        edges = self.edges.astype(np.float32)
+        bins = torch.as_tensor(np.searchsorted(edges, first.float().cpu().numpy(), side="right"))
         base = torch.as_tensor(self.base, dtype=z.dtype, device=z.device)
         return nll_loss(z + base, bins.to(z.device), second.to(z.dtype))
 

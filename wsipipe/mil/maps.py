@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
 from wsipipe.mil.bags import BagFile, good_rows, open_rows, read_coords
+from wsipipe.mil.bank import all_finite
 from wsipipe.mil.contributions import contributions
 from wsipipe.mil.ensemble import Ensemble
 
@@ -76,6 +77,8 @@ def explain(ensemble: Ensemble, file: BagFile, *, what: str = "auto", target: in
         rows = rows[good]
     if len(rows) == 0:
         raise EmptyBagError(f"{file.slide_id}: no readable tile, no heatmap.")
+    if not all_finite(rows):
+        raise ConfigError(f"{file.path}: NaN in the features of readable tiles.")
     chosen, held_out = ensemble.folds_for(file.slide_id)
     part = Ensemble(chosen)
     output, _, attention = part.predict(rows, target)

@@ -21,6 +21,9 @@ from wsipipe.mil.splits import Fold, splits_digest
 
 __all__ = ["Plan", "claim_folder", "run_identity"]
 
+#: Of splits, training and calibration: folds of another one are not gone on with.
+ALGORITHM = 4
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,7 +63,7 @@ def run_identity(
         for s, f in sorted(cohort.files.items())
     }
     said = {
-        "algorithm": 3,
+        "algorithm": ALGORITHM,
         "labels": labels,
         "features": content,
         "common": common,
@@ -82,6 +85,7 @@ def claim_folder(out: Path, plan: Plan, recompute: bool) -> None:
     record = out / "run.json"
     said = {
         "identity": plan.identity,
+        "algorithm": ALGORITHM,
         "settings": plan.settings.describe(),
         "splits_sha256": splits_digest(plan.folds),
         "targets": [t.describe() for t in plan.cohort.targets],

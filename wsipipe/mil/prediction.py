@@ -20,7 +20,7 @@ from wsipipe.mil.cohort import join_cohort, match_slides, read_table
 from wsipipe.mil.ensemble import Ensemble, load_ensemble
 from wsipipe.mil.evaluation import OutOfFold, evaluate
 from wsipipe.mil.fitting import pick_device
-from wsipipe.mil.targets import Target
+from wsipipe.mil.targets import Target, is_missing
 
 __all__ = ["PredictResult", "load_ensemble", "predict"]
 
@@ -78,16 +78,20 @@ def predict(
     for note in ensemble.check_features(files.values()):
         say(note)
     seen = ensemble.seen(list(files))
+    targets = [Target.from_description(t) for t in ensemble.info["targets"]]
     if labels is not None:
         _refuse_overlap(ensemble, labels, seen)
-    elif seen:
-        say(f"{len(seen)} slide(s) of the training cohort: left to the folds that held them out.")
+        _check_labels(targets, labels, files)
+    held_out = sum(ensemble.folds_for(s)[1] for s in seen)
+    if held_out:
+        say(f"{held_out} slide(s) of the training cohort: left to the folds that held them out.")
+    if held_out < len(seen):
+        say(f"{len(seen) - held_out} slide(s) that every fold learned from: fit, not prediction.")
     place = pick_device(device)
     for fold in ensemble.folds:
         fold.to(place)
     bank = FeatureBank(files, device="cpu", budget_bytes=0)
     rows, skipped = [], []
-    targets = [Target.from_description(t) for t in ensemble.info["targets"]]
     outputs: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
     for members in _bags(ensemble, files, patients, labels, say):
         parts = {s: bank.array(s) for s in members}
@@ -110,9 +114,11 @@ def predict(
     rows.sort(key=lambda r: place_of[r["slide_id"]])
     for slide_id in skipped:
         say(f"{slide_id}: no readable tile, no prediction.")
-    metrics = _external(ensemble, targets, labels, files, outputs) if labels is not None else None
     if out is not None:
         publish_text(Path(out), _csv(rows))
+    metrics = None
+    if labels is not None:
+        metrics = _external(ensemble, targets, labels, files, outputs, say)
     return PredictResult(tuple(rows), tuple(skipped), tuple(seen), metrics)
 
 
@@ -186,25 +192,52 @@ def _refuse_overlap(ensemble: Ensemble, labels: str | Path, seen: list[str]) -> 
         )
 
 
+def _check_labels(targets: list[Target], labels: str | Path, files: Mapping[str, BagFile]) -> None:
+    """What cannot be judged is said before anything is predicted."""
+    rows = read_table(labels)
+    if not any(set(t.columns) <= set(rows[0]) for t in targets):
+        raise ConfigError(
+            f"{labels}: none of the model's targets is a column of it.",
+            f"The model says {', '.join(t.name for t in targets)}; there are {', '.join(rows[0])}.",
+        )
+    match = match_slides([r.get("slide_id", "") for r in rows], files)
+    for target in targets:
+        if target.task != "classification":
+            continue
+        texts = {r.get(target.name, "") for r in rows if r.get("slide_id") in match}
+        strange = sorted(x for x in texts - {""} if not is_missing(x) and not target.knows(x))
+        if strange:
+            raise ConfigError(
+                f"{labels}: {', '.join(map(repr, strange[:5]))} is no class of '{target.name}' "
+                f"that the model knows ({', '.join(target.classes)}).",
+                "Spell classes as in training; leave labels of other classes empty.",
+            )
+
+
 def _external(
     ensemble: Ensemble,
     targets: list[Target],
     labels: str | Path,
     files: dict[str, Any],
     outputs: dict[tuple[str, int], Any],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Figures on the outside cohort, by patient, at the frozen thresholds."""
     found: dict[str, Any] = {}
+    columns = set(read_table(labels)[0])
     for t, target in enumerate(targets):
+        if not set(target.columns) <= columns:
+            say(f"{labels}: no column '{target.name}', not judged.")
+            continue
         cohort = join_cohort(
             read_table(labels),
             {s: f for s, f in files.items() if (s, t) in outputs},
             [target],
             labels_name=str(labels),
         )
+        for note in cohort.notes:
+            say(note if len(targets) == 1 else f"{target.name}: {note}")
         y = cohort.patient_y()[:, 0]
-        if target.task == "classification" and np.isnan(y).any():
-            raise ConfigError(f"{labels}: a class of '{target.name}' that the model does not know.")
         said = np.array(
             [
                 np.mean(

@@ -270,7 +270,9 @@ def _survival_extras(
         if len(seen) >= 3:
             at = np.unique(np.quantile(seen, np.linspace(0.1, 0.9, 15)))
             at = at[(at > time[rows].min()) & (at < time[rows].max())]
-            curves = breslow_survival(*known, train_risk, risk, at)
+            # A Cox model's curves take its own log hazards, not those in units of their spread.
+            scale = model.info["calibration"][t]["scale"] if target.loss == "cox" else 1.0
+            curves = breslow_survival(*known, train_risk * scale, risk * scale, at)
             if len(at) >= 2:
                 ibs.append(integrated_brier(*known, time[rows], event[rows], curves, at))
     out: dict[str, Any] = {

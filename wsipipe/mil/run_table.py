@@ -15,7 +15,7 @@ from wsipipe.mil.compare import compare_runs
 
 __all__ = ["RunRow", "RunTable", "run_table", "run_table_csv"]
 
-_ERRORS = ("brier", "ece", "mae", "integrated_brier")
+_ERRORS = ("brier", "ece", "mae", "rmse")
 
 
 @dataclass(frozen=True)

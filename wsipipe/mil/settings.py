@@ -9,6 +9,9 @@ from wsipipe.errors import ConfigError
 
 __all__ = ["TrainSettings"]
 
+# What all points of a grid share: who learns from whom, and the loss that they are compared by.
+_OF_THE_RUN = frozenset({"class_weights", "inner", "precision", "seed", "survival_loss"})
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -83,6 +86,11 @@ class TrainSettings:
                 raise ConfigError(f"Training setting {name} is {getattr(self, name)!r}.")
         names = {f.name for f in fields(self)} - {"grid", "aggregator_settings"}
         for key, values in self.grid.items():
+            if key in _OF_THE_RUN:
+                raise ConfigError(
+                    f"The grid varies '{key}', which is one for all points of a run.",
+                    "Train once for each value, and see `wsipipe compare`.",
+                )
             if key not in names and not key.startswith("aggregator."):
                 raise ConfigError(
                     f"The grid varies '{key}', which is no setting.",

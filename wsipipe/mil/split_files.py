@@ -8,6 +8,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from wsipipe.errors import ConfigError
@@ -67,12 +68,11 @@ def read_splits(path: str | Path, patient_of: Mapping[str, str]) -> list[Fold]:
 
 
 def _clam(rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    first = next(iter(rows[0].values()))
     flags = {str(r.get("train", "")).lower() for r in rows}
     if flags <= {"true", "false"}:  # splits_K_bool.csv: the first, unnamed column holds the id
-        key = next(k for k in rows[0] if k not in _PARTS) if set(rows[0]) - set(_PARTS) else ""
-        if not key:
-            raise ConfigError(f"CLAM's boolean splits need a column of slide ids ({first!r}?).")
+        key = next((k for k in rows[0] if k not in _PARTS), None)
+        if key is None:
+            raise ConfigError("CLAM's boolean splits need a column of slide ids.")
         return {p: [r[key] for r in rows if r.get(p, "").lower() == "true"] for p in _PARTS}
     return {p: [r[p] for r in rows if r.get(p)] for p in _PARTS}
 
@@ -132,7 +132,7 @@ def _stamp(path: Path, patient_of: Mapping[str, str]) -> list[Fold]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         parts = [
-            {"train": list(s["train_patients"]), "test": list(s["test_patients"])}
+            {"train": [*map(str, s["train_patients"])], "test": [*map(str, s["test_patients"])]}
             for s in said["splits"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -213,10 +213,11 @@ def write_splits(
 
 def _clam_csv(fold: Fold, slides_of: Mapping[str, Sequence[str]]) -> str:
     columns = [[s for p in who for s in slides_of[p]] for who in (fold.train, fold.val, fold.test)]
-    lines = [",train,val,test"]
-    for i in range(max(map(len, columns))):
-        lines.append(",".join([str(i), *(c[i] if i < len(c) else "" for c in columns)]))
-    return "\n".join(lines) + "\n"
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["", *_PARTS])
+    out.writerows([i, *row] for i, row in enumerate(zip_longest(*columns, fillvalue="")))
+    return text.getvalue()
 
 
 def _patho_bench_tsv(folds: Sequence[Fold], slides_of: Mapping[str, Sequence[str]]) -> str:

@@ -78,21 +78,28 @@ def make_folds(
             each draw is a repeat of its own.
 
     Raises:
-        ConfigError: Fewer patients of a class, or fewer sites, than folds.
+        ConfigError: Fewer patients of a class, or fewer sites, than folds; draws too small to hold
+            every class.
     """
     if folds < 2 or repeats < 1 or not 0 <= monte_carlo < 1:
         raise ConfigError("--folds must be >= 2, --repeats >= 1 and --monte-carlo in [0, 1).")
     layer = strata(y, target)
-    _check_counts(layer, target, folds)
     names = np.array(patients)
     out = []
     if monte_carlo:
         from sklearn.model_selection import StratifiedShuffleSplit
 
         draws = StratifiedShuffleSplit(folds * repeats, test_size=monte_carlo, random_state=seed)
-        for i, (train, test) in enumerate(draws.split(names, layer)):
-            out.append(Fold(i, 0, tuple(names[train]), tuple(names[test])))
+        try:
+            for i, (train, test) in enumerate(draws.split(names, _filled(layer, 2))):
+                out.append(Fold(i, 0, tuple(names[train]), tuple(names[test])))
+        except ValueError as error:
+            raise ConfigError(
+                f"--monte-carlo {monte_carlo} of {len(names)} patients: {error}",
+                "Both parts need patients of every class: use another share, or join classes.",
+            ) from error
         return out
+    _check_counts(layer, target, folds)
     for repeat in range(repeats):
         if sites is not None:
             from wsipipe.mil.sites import site_preserved_folds
@@ -103,11 +110,19 @@ def make_folds(
 
             part = np.zeros(len(names), dtype=np.int64)
             cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
-            for k, (_, test) in enumerate(cut.split(names, layer, groups=names)):
+            for k, (_, test) in enumerate(cut.split(names, _filled(layer, folds), groups=names)):
                 part[test] = k
         for k in range(folds):
             out.append(Fold(repeat, k, tuple(names[part != k]), tuple(names[part == k])))
     return out
+
+
+def _filled(layer: NDArray[np.int64], pieces: int) -> NDArray[np.int64]:
+    """Patients without a label are a stratum where there are enough, else of the largest one."""
+    unknown = layer < 0
+    if unknown.sum() >= pieces or unknown.all():
+        return layer
+    return np.where(unknown, np.bincount(layer[~unknown]).argmax(), layer)
 
 
 def _check_counts(layer: NDArray[np.int64], target: Target, folds: int) -> None:
@@ -144,9 +159,10 @@ def inner_splits(
     from sklearn.model_selection import StratifiedGroupKFold
 
     names = np.array(patients)
+    pieces = min(max(2, 5 if count == 1 else count), len(names))
+    layer = _filled(layer, pieces)
     counts = np.bincount(layer + 1)
     smallest = int(counts[counts > 0].min())
-    pieces = min(max(2, 5 if count == 1 else count), len(names))
     if smallest < 2:
         layer = np.zeros_like(layer)
     else:
@@ -197,6 +213,11 @@ def check_folds(
             shared = sorted({at[p] for p in (*fold.train, *fold.val)} & {at[p] for p in fold.test})
             if shared:
                 raise ConfigError(f"Site '{shared[0]}' is in train and test of {where}.")
+            if not fold.val and len({at[p] for p in fold.train}) < 2:
+                raise ConfigError(
+                    f"The training part of {where} is of one site: none is left to choose by.",
+                    "Use more --folds, or give --splits with a val part.",
+                )
         for name in ("train", "test"):
             present = {int(layer[index[p]]) for p in parts[name]} - {-1}
             lacking = sorted(wanted - present)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
 
-__all__ = ["Target", "make_targets", "parse_number"]
+__all__ = ["Target", "is_missing", "make_targets", "parse_number"]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "?"})
+MISSING = frozenset({"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "unknown", "?"})
 TASKS = ("classification", "regression", "survival")
 _MAX_CLASSES = 20
 
@@ -49,17 +50,21 @@ class Target:
     def parse(self, row: Mapping[str, str]) -> tuple[float, float]:
         """(class index, 0), (value, 0) or (time, event) of one line; NaN where it is missing."""
         texts = [str(row.get(c, "")).strip() for c in self.columns]
-        if any(t.lower() in MISSING for t in texts):
+        if any(is_missing(t) for t in texts):
             return math.nan, math.nan
         if self.task == "classification":
-            known = {c: i for i, c in enumerate(self.classes)}
-            return float(known.get(canonical(texts[0]), math.nan)), 0.0
+            name = canonical(texts[0])
+            return float(self.classes.index(name)) if self.knows(name) else math.nan, 0.0
         if self.task == "regression":
             return parse_number(texts[0], self.columns[0]), 0.0
         time, event = parse_number(texts[0], self.columns[0]), parse_event(texts[1])
         if time < 0:
             raise ConfigError(f"Column '{self.columns[0]}' holds a negative time ({texts[0]}).")
         return time, event
+
+    def knows(self, text: str) -> bool:
+        """Is it one of the classes?"""
+        return canonical(text) in self.classes
 
     def describe(self) -> dict[str, Any]:
         """As it goes into `model.json`."""
@@ -85,13 +90,20 @@ class Target:
         )
 
 
+def is_missing(text: str) -> bool:
+    """Does the text stand for no value?"""
+    return text.strip().lower() in MISSING
+
+
 def canonical(text: str) -> str:
-    """Class names as text: 1, 1.0 and "1" are one class."""
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    return str(int(value)) if value.is_integer() else text
+    """Class names as text: 1, 1.0 and "1" are one class; codes (007, 1_2) stay as they are."""
+    whole = re.fullmatch(r"(-?\d+)\.0*", text)
+    return whole[1] if whole else text
+
+
+def _float(text: str) -> float:
+    """As `float`, but 1_2 is a name: Python alone reads it as 12."""
+    return float(text.replace("_", "?"))
 
 
 def parse_number(text: str, column: str) -> float:
@@ -101,7 +113,7 @@ def parse_number(text: str, column: str) -> float:
         ConfigError: It is none.
     """
     try:
-        value = float(text)
+        value = _float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -160,12 +172,14 @@ def make_targets(
         return (Target(f"{time}/{event}", "survival", (time, event), (), survival_loss, bins),)
     if not names:
         raise ConfigError("Say what to predict: --target COLUMN, or --time and --event.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"A --target is named twice ({', '.join(names)}).")
     return tuple(_target(rows, name, task) for name in names)
 
 
 def _target(rows: Sequence[Mapping[str, str]], name: str, task: str) -> Target:
     texts = [str(r[name]).strip() for r in rows]
-    values = [t for t in texts if t.lower() not in MISSING]
+    values = [t for t in texts if not is_missing(t)]
     if not values:
         raise ConfigError(f"Column '{name}' is empty.")
     found = task if task != "auto" else _guess(values)
@@ -197,7 +211,7 @@ def _order(text: str) -> tuple[int, float, str]:
 def _guess(values: Sequence[str]) -> str:
     """Numbers with more than ten distinct values, or fractions, are regressed; all else classes."""
     try:
-        numbers: NDArray[np.float64] = np.array([float(v) for v in values])
+        numbers: NDArray[np.float64] = np.array([_float(v) for v in values])
     except ValueError:
         return "classification"
     whole = bool((numbers == np.round(numbers)).all())

@@ -177,7 +177,9 @@ def _class_charts(target: Target, p: Any, truth: NDArray[np.int64]) -> list[str]
     ones = np.ones((1, len(truth)))
     weights = draw_weights(len(truth), 500, 0, truth)
     binary = len(target.classes) == 2
-    which = [1] if binary else range(min(6, len(target.classes)))
+    counts = np.bincount(truth, minlength=len(target.classes))
+    # Folds that failed may have taken all patients of a class with them.
+    which = [c for c in ([1] if binary else range(len(counts))) if 0 < counts[c] < len(truth)][:6]
     lines, band = [], None
     for c in which:
         fpr, tpr, low, high = roc_band(p[:, c], truth == c, weights)
@@ -202,10 +204,10 @@ def _class_charts(target: Target, p: Any, truth: NDArray[np.int64]) -> list[str]
     )
     top = p[:, 1] if binary else p.max(axis=1)
     right = truth == 1 if binary else p.argmax(axis=1) == truth
-    mean, share, counts = reliability(top, right)
+    mean, share, sizes = reliability(top, right)
     charts.append(
         line_chart(
-            f"Calibration, {counts.min()} to {counts.max()} patients a point",
+            f"Calibration, {sizes.min()} to {sizes.max()} patients a point",
             [("", mean, share)],
             x_label="said" if binary else "confidence", y_label="seen", box=UNIT_BOX,
             diagonal=True, dots=True,
@@ -218,8 +220,10 @@ def _class_charts(target: Target, p: Any, truth: NDArray[np.int64]) -> list[str]
 
 def _precision(score: Any, positive: Any) -> tuple[Any, Any]:
     order = np.argsort(-score, kind="stable")
-    hit = np.cumsum(positive[order])
-    recall, precision = hit / max(1, hit[-1]), hit / np.arange(1, len(hit) + 1)
+    # Equal scores are one point: their order is that of the files.
+    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
+    hit = np.cumsum(positive[order])[last]
+    recall, precision = hit / max(1, hit[-1]), hit / (last + 1)
     return np.r_[0, recall], np.r_[precision[0], precision]
 
 

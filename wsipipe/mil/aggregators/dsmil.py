@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,19 +84,25 @@ class DSMIL(Aggregator):
         """See `Aggregator.forward_chunks`."""
         device = self.mix.weight.device
 
-        def pieces() -> Any:
+        def pieces() -> Iterator[tuple[slice, Tensor]]:
             for start in range(0, len(bag), chunk):
-                yield self.cast(rows_tensor(bag[start : start + chunk], device))
+                x = self.cast(rows_tensor(bag[start : start + chunk], device))
+                yield slice(start, start + len(x)), x
 
-        instance = torch.cat([self.instance(x).float() for x in pieces()])
+        # One array each, as in `stream_attention`.
+        instance = torch.empty((len(bag), self.n_classes), device=device)
+        for at, x in pieces():
+            instance[at] = self.instance(x)
         best, critical = instance.max(dim=0)
         rows = torch.stack([rows_tensor(bag[int(i)]) for i in critical]).to(device)
         asked = self.query(self.cast(rows)).float()
         scale = 1 / math.sqrt(asked.shape[1])
-        scores = torch.cat([self.query(x).float() @ asked.T * scale for x in pieces()])
+        scores = torch.empty_like(instance)
+        for at, x in pieces():
+            scores[at] = self.query(x).float() @ asked.T * scale
         attention = torch.softmax(scores, dim=0)
         pooled = torch.zeros((self.n_classes, self.in_dim), device=device)
-        for x, a in zip(pieces(), torch.split(attention, chunk), strict=True):
-            pooled += a.T @ self.values(x).float()
+        for at, x in pieces():
+            pooled += attention[at].T @ self.values(x).float()
         bags = Segments((len(instance),), device)
         return self._finish(pooled[None], best[None], attention, instance, bags)

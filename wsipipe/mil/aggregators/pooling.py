@@ -65,11 +65,11 @@ class PooledInstances(Aggregator):
 
     def forward_chunks(self, bag: Tensor, chunk: int = 16384) -> MILOutput:
         """See `Aggregator.forward_chunks`."""
-        parts = []
+        device = self.head.weight.device
+        instance = torch.empty((len(bag), self.n_classes), device=device)  # see stream_attention
         for start in range(0, len(bag), chunk):
-            rows = self.cast(rows_tensor(bag[start : start + chunk], self.head.weight.device))
-            parts.append(self.head(self.body(rows)).float())
-        instance = torch.cat(parts)
+            rows = self.cast(rows_tensor(bag[start : start + chunk], device))
+            instance[start : start + len(rows)] = self.head(self.body(rows))
         if self.pooling == "mean":
             logits = instance.mean(dim=0)
         elif self.pooling == "max":

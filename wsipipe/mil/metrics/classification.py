@@ -70,7 +70,7 @@ def from_confusion(matrix: Array) -> dict[str, Array]:
         present = (rows > 0).sum(axis=1)
         balanced = _safe(np.nansum(recall, axis=1), present.astype(float))
     f1 = np.nan_to_num(_safe(2 * diagonal, rows + cols))
-    expected = (rows * cols).sum(axis=1) / np.maximum(total, 1e-300) ** 2
+    expected = _safe((rows * cols).sum(axis=1), total**2)
     observed = _safe(diagonal.sum(axis=1), total)
     s2 = total**2
     cov_tp = diagonal.sum(axis=1) * total - (rows * cols).sum(axis=1)

@@ -12,6 +12,8 @@ Array = NDArray[np.float64]
 
 def _pearson(a: Array, b: Array, weights: Array) -> Array:
     total = weights.sum(axis=1)
+    # From one of their own values, not from 0: the difference of two large squares is noise.
+    a, b = a - a[0], b - b[0]
     ma, mb = weights @ a / total, weights @ b / total
     cov = weights @ (a * b) / total - ma * mb
     va, vb = weights @ a**2 / total - ma**2, weights @ b**2 / total - mb**2
@@ -43,6 +45,7 @@ def regression_statistics(said: Array, truth: Array, weights: Array) -> dict[str
     """(P,), (P,), (R, P) -> figures (R,)."""
     total = weights.sum(axis=1)
     error = said - truth
+    truth = truth - truth[0]  # see _pearson
     mean = weights @ truth / total
     spread = weights @ truth**2 / total - mean**2
     with np.errstate(invalid="ignore", divide="ignore"):

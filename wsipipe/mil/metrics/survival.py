@@ -44,18 +44,21 @@ def concordance_statistic(risk: Array, time: Array, event: Array) -> Any:
 def ipcw_concordance(
     train_time: Array, train_event: Array, time: Array, event: Array, risk: Array
 ) -> float:
-    """Uno's C, censoring weighted by the training part; NaN where it is not defined."""
+    """Uno's C, censoring weighted by the training part; NaN where it is not defined.
+
+    Deaths beyond the last training time have no censoring weight and count for nothing; who lived
+    so long is still compared with those who died before.
+    """
     from sksurv.metrics import concordance_index_ipcw
     from sksurv.util import Surv
 
     train = Surv.from_arrays(train_event.astype(bool), train_time)
-    # Times beyond the last training time have no censoring weight.
-    inside = time < train_time.max()
-    if event[inside].sum() < 2:
+    last = float(train_time.max())
+    if event[time < last].sum() < 2:
         return float("nan")
-    test = Surv.from_arrays(event[inside].astype(bool), time[inside])
+    test = Surv.from_arrays(event.astype(bool), time)
     try:
-        return float(concordance_index_ipcw(train, test, risk[inside])[0])
+        return float(concordance_index_ipcw(train, test, risk, tau=last)[0])
     except ValueError:
         # The censoring curve reaches zero within the test times: not defined.
         return float("nan")
@@ -82,7 +85,10 @@ def integrated_brier(
     from sksurv.util import Surv
 
     train = Surv.from_arrays(train_event.astype(bool), train_time)
-    test = Surv.from_arrays(event.astype(bool), time)
+    # Who is followed beyond the last training time is alive at all of `at`: cutting there changes
+    # no term, and censoring weights are defined.
+    beyond = time > train_time.max()
+    test = Surv.from_arrays(event.astype(bool) & ~beyond, np.minimum(time, train_time.max()))
     try:
         return float(integrated_brier_score(train, test, curves, at))
     except ValueError:
