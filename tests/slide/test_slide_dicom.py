@@ -11,7 +11,8 @@ from slidekit import element, reduced, tissue, write_dicom
 
 import wsipipe as wp
 from wsipipe.errors import SlideOpenError
-from wsipipe.slide.dicom_file import read_header
+from wsipipe.slide.dicom_file import read_header, series_uid
+from wsipipe.slide.files import dicom_files
 
 
 def test_a_series_opens_by_folder_and_by_any_file(dicom_series):
@@ -166,3 +167,21 @@ def test_jpeg_2000_of_colours_that_its_decoder_leaves_is_refused(tmp_path):
         wp.open_slide(path)
     path.write_bytes(wavelet.replace(b"YBR_FULL_422", b"YBR_RCT     "))
     wp.open_slide(path).close()
+
+
+def test_a_folder_of_many_series_is_read_once(dicom_series, monkeypatch):
+    wp.open_slide(dicom_series).close()
+    read = []
+    monkeypatch.setattr("wsipipe.slide.dicom_file.read_header", lambda path, **_: read.append(path))
+    for file in sorted(dicom_series.iterdir()):
+        assert len(dicom_files(file)) == 3
+    assert not read
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", tissue(300, 300), series="1.2.3")
+    assert series_uid(path) == "1.2.3"
+    write_dicom(path, tissue(300, 200), series="1.2.4")
+    assert series_uid(path) == "1.2.4"
+    path.write_bytes(bytes(1000))
+    assert series_uid(path) is None

@@ -7,6 +7,8 @@ so a damaged file ends in an error, not in a loop. Elements that name a person a
 
 from __future__ import annotations
 
+import functools
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,13 +84,19 @@ def as_number(value: object, default: int | None = None) -> int | None:
 
 def series_uid(path: Path) -> str | None:
     """SeriesInstanceUID of a file, or None where it is no readable DICOM file."""
-    if not path.is_file():
-        return None
     try:
-        header = read_header(path, last=SERIES_UID)
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return None
+        return _series_uid(path, facts.st_size, facts.st_mtime_ns)
     except (DicomError, OSError):
         return None
-    return header.text(SERIES_UID) or None
+
+
+# In a folder of many series each slide asks for all of its files.
+@functools.lru_cache(maxsize=1 << 17)
+def _series_uid(path: Path, size: int, mtime_ns: int) -> str | None:
+    return read_header(path, last=SERIES_UID).text(SERIES_UID) or None
 
 
 def read_header(path: Path, *, last: Tag = PIXEL_DATA) -> DicomHeader:

@@ -69,7 +69,7 @@ def dicom_files(path: Path) -> list[Path]:
     folder = path if path.is_dir() else path.parent
     series: dict[str, list[Path]] = {}
     for candidate in sorted(folder.iterdir()):
-        if candidate.suffix.lower() == ".dcm" and candidate.is_file():
+        if candidate.suffix.lower() == ".dcm":
             uid = series_uid(candidate)
             if uid is not None:
                 series.setdefault(uid, []).append(candidate)
