@@ -170,3 +170,10 @@ def test_wrong_choices_are_mistakes_of_the_caller(slide_path, options):
 def test_real_images_that_are_no_brightfield_slides(real_data, name, word):
     with pytest.raises(SlideOpenError, match=word):
         wp.open_slide(real_data / "nonwsi" / name)
+
+
+def test_a_mirax_file_with_a_suffix_in_capitals_is_to_be_renamed(tmp_path):
+    (tmp_path / "a.MRXS").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(SlideOpenError, match=r"small letters\. Rename it"):
+        wp.open_slide(tmp_path / "a.MRXS")

@@ -171,6 +171,28 @@ def test_tissue_decides_and_its_fraction_is_of_the_exact_footprint():
     assert nothing.coords[:, 0].max() == 200
 
 
+@pytest.mark.parametrize("boxes", [1, 19, 40, 100])
+def test_a_dense_grid_finds_its_tissue_in_bands(monkeypatch, boxes):
+    slide = memory_slide([(1000, 700)], mpp="0.5")
+    mask = np.random.default_rng(0).random((70, 100)) < 0.4
+    asked = []
+
+    class Counted(RasterMask):
+        def coverage(self, boxes):
+            asked.append(len(boxes))
+            return super().coverage(boxes)
+
+    tissue = Counted(mask, (Fraction(10), Fraction(10)))
+    whole = make_grid(slide, tissue, tile_px=100, mpp=0.5, overlap=0.5, min_tissue=0.4)
+    assert asked == [19 * 13]
+    asked.clear()
+    monkeypatch.setattr("wsipipe.tiling.grid._BAND_BOXES", boxes)
+    grid = make_grid(slide, tissue, tile_px=100, mpp=0.5, overlap=0.5, min_tissue=0.4)
+    assert max(asked) <= max(boxes, 19)
+    np.testing.assert_array_equal(grid.coords, whole.coords)
+    np.testing.assert_array_equal(grid.tissue_fraction, whole.tissue_fraction)
+
+
 def test_only_tissue_inside_the_region_counts():
     slide = memory_slide([(1000, 1000)], mpp="0.5")
     tissue = RasterMask(np.ones((100, 100), bool), (Fraction(10), Fraction(10)))

@@ -116,6 +116,10 @@ def _open(path: Path) -> Any:
                 f"its folder {path.stem}/ is missing; a MIRAX slide is the file and the folder",
                 "Copy the folder beside the file.",
             ) from error
+        if path.suffix != ".mrxs" == path.suffix.lower():
+            raise SlideOpenError(
+                path, "OpenSlide knows MIRAX by the suffix .mrxs in small letters", "Rename it."
+            ) from error
         raise SlideOpenError(path, f"OpenSlide cannot open it: {_first_line(error)}") from error
     # One cache a handle keeps memory bounded however many slides are open.
     handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
