@@ -58,6 +58,17 @@ def test_a_fold_whose_loss_is_no_number_fails_alone(cohort, monkeypatch):
         ({"grid": {"class_weights": ["balanced", "none"]}}, "one for all points"),
         ({"grid": {"survival_loss": ["cox", "nll"]}}, "one for all points"),
         ({"seed": -1}, "seed is -1"),
+        ({"aggregator": "rrt", "aggregator_settings": {"kernel": 4}}, "cannot be made"),
+        ({"aggregator": "ilra", "aggregator_settings": {"hidden": 10}}, "cannot be made"),
+        ({"aggregator": "transmil", "aggregator_settings": {"landmarks": 0}}, "cannot be made"),
+        ({"aggregator": "transformer", "aggregator_settings": {"depth": 0}}, "cannot be made"),
+        ({"aggregator": "wikg", "aggregator_settings": {"gate": "foo"}}, "gate is"),
+        ({"aggregator": "linear", "aggregator_settings": {"c": 0}}, "c > 0"),
+        ({"aggregator": "knn", "aggregator_settings": {"k": 0}}, "above 0"),
+        ({"aggregator": "panther", "aggregator_settings": {"prototypes": 0}}, "prototypes"),
+        ({"aggregator": "clam-sb", "aggregator_settings": {"k_sample": 0}}, "k_sample >= 1"),
+        ({"aggregator_settings": {"dropout": 2}}, "share of the units"),
+        ({"aggregator": "coxnet"}, "coxnet needs --time"),
     ],
 )
 def test_settings_that_do_not_fit_claim_no_folder(cohort, settings, match):

@@ -369,6 +369,23 @@ def test_the_grid_is_chosen_inside_the_training_part(cohort):
         assert info["members"] == 2
 
 
+def test_missing_labels_weigh_the_same_in_one_pack_and_in_many():
+    y = torch.zeros(8, 2, 2)
+    y[:, 0, 0] = torch.arange(8) % 2
+    y[:, 1] = torch.nan
+    y[0, 1], y[5, 1] = torch.tensor([1.0, 0]), torch.tensor([3.0, 0])
+    label = Target("a", "classification", ("a",), ("0", "1"))
+    value = Target("v", "regression", ("v",), loss="mse")
+    known = y.double().numpy()
+    criteria = (
+        fit_criterion(label, 0, known[:, 0], "none"), fit_criterion(value, 2, known[:, 1], "none")
+    )  # fmt: skip
+    z = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    for t, criterion in enumerate(criteria):
+        parts = [criterion(z[i : i + 1], y[i : i + 1, t]) for i in range(8)]
+        assert sum(p for p in parts if p is not None) / 8 == pytest.approx(criterion(z, y[:, t]))
+
+
 def test_standardising_may_be_a_point_of_the_grid(cohort):
     settings = TrainSettings(
         aggregator_settings=SMALL, epochs=2, inner=1, grid={"standardize": [True]}

@@ -133,9 +133,10 @@ def selftest(
     Returns:
         One result a model and test.
     """
-    if epochs < 1 or bags < 8:
+    if epochs < 1 or bags < 8 or seed < 0:
         raise ConfigError(
-            f"The self-test needs --epochs >= 1 and --bags >= 8, not {epochs}, {bags}."
+            "The self-test needs --epochs >= 1, --bags >= 8 and --seed >= 0, not "
+            f"{epochs}, {bags}, {seed}."
         )
     out = []
     for name in aggregators:

@@ -15,6 +15,7 @@ from wsipipe.mil.packing import Segments, pack, pack_padded, rows_tensor, unpack
 
 if TYPE_CHECKING:
     from wsipipe.mil.losses import Criterion
+    from wsipipe.mil.targets import Target
 
 __all__ = ["Aggregator", "DeepLogits", "MILOutput", "init_linear"]
 
@@ -147,6 +148,13 @@ class Aggregator(nn.Module):
                 "tiles.",
             )
         return self.forward_bags([rows_tensor(bag[:])])
+
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """Refuse what the model cannot learn.
+
+        Raises:
+            ConfigError: Naming models that can.
+        """
 
     def fit_vectors(self, vectors: Tensor, y: Tensor, criterion: Criterion, seed: int) -> bool:
         """Fit in closed form on one vector a bag, instead of by gradient.

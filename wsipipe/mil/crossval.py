@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from wsipipe.errors import ConfigError, MissingExtraError
 from wsipipe.mil.bags import find_bags
@@ -28,11 +29,15 @@ from wsipipe.mil.settings import TrainSettings
 from wsipipe.mil.sites import largest_deviation
 from wsipipe.mil.split_files import read_splits
 from wsipipe.mil.splits import Fold, check_folds, make_folds, separate_draws, strata
-from wsipipe.mil.targets import is_missing, make_targets
+from wsipipe.mil.targets import Target, is_missing, make_targets
 
 __all__ = ["Plan", "TrainResult", "train"]
 
 Say = Callable[[str], None]
+# What torch says of sizes and counts that do not fit together.
+_MISFITS = (
+    ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def train(
         cohort.patient_sites() if site_preserved else None,
     )
     place = pick_device(device)
-    _try_models(chosen, int(common["dim"]), sum(t.width for t in targets))
+    _try_models(chosen, int(common["dim"]), targets)
     out = Path(out)
     bank = FeatureBank(cohort.files, device=place, cache=out / "cache")
     _audit(cohort, bank, laid)
@@ -157,15 +162,18 @@ def train(
     return TrainResult(out, metrics, tuple(failed))
 
 
-def _try_models(settings: TrainSettings, in_dim: int, n_outputs: int) -> None:
-    """Make every model of the grid once: a setting that does not fit is said before any work."""
+def _try_models(settings: TrainSettings, in_dim: int, targets: Sequence[Target]) -> None:
+    """Use every model of the grid once: a setting that does not fit is said before any work."""
+    n_outputs = sum(t.width for t in targets)
     for point in settings.points:
         tried = settings.with_values(point)
         try:
-            create_aggregator(
+            model = create_aggregator(
                 tried.aggregator, in_dim=in_dim, n_classes=n_outputs, **tried.aggregator_settings
             )
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            model.check_targets(targets)
+            model.forward_bags([torch.zeros(2, in_dim)])
+        except _MISFITS as error:
             raise ConfigError(
                 f"Aggregator '{tried.aggregator}' cannot be made with "
                 f"{tried.aggregator_settings}: {error}"

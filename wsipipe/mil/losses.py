@@ -104,7 +104,10 @@ class Criterion:
     def __call__(
         self, logits: Tensor, y: Tensor, others: tuple[Tensor, Tensor] | None = None
     ) -> Tensor | None:
-        """Mean loss of bags whose label is known, or None. (B, all columns), (B, 2).
+        """Loss over these bags, or None where no label is known. (B, all columns), (B, 2).
+
+        The mean over all bags, those without a label at nothing: so the parts of a step add up to
+        the step, and a label counts the same among many that are known or few.
 
         Args:
             others: For the Cox loss: log hazards (M,) and labels (M, 2) of bags at risk beside
@@ -113,8 +116,10 @@ class Criterion:
         known = ~torch.isnan(y[:, 0])
         if not known.any():
             return None
-        z, first, second = self.columns(logits)[known], y[known, 0], y[known, 1]
-        target = self.target
+        return self._of_known(self.columns(logits)[known], y[known], others) * known.float().mean()
+
+    def _of_known(self, z: Tensor, y: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
+        first, second, target = y[:, 0], y[:, 1], self.target
         if target.task == "classification":
             weights = None if self.class_weights is None else self.class_weights.to(z.device)
             loss = F.cross_entropy(z, first.long(), reduction="none")
@@ -127,7 +132,7 @@ class Criterion:
             return F.smooth_l1_loss(z[:, 0], ((first - self.centre) / self.scale).to(z.dtype))
         if target.loss == "cox":
             if others is not None:
-                return cox_loss_among(z[:, 0], y[known], *others)
+                return cox_loss_among(z[:, 0], y, *others)
             return cox_loss(z[:, 0], first, second)
         # Edges are times of events: compared as the times are stored, or equal ones fall below.
         edges = self.edges.astype(np.float32)

@@ -13,8 +13,8 @@ from wsipipe.errors import ConfigError
 
 __all__ = ["SiteFolds", "largest_deviation", "site_preserved_folds"]
 
-# The search ends after so many nodes, fewer where a node is dear (11 s for 66 sites in 5 folds), not
-# after a time: the same command must lay the same folds on a slower or busier machine.
+# The search ends after so many nodes, fewer where a node is dear (11 s for 66 sites in 5 folds),
+# not after a time: the same command must lay the same folds on a slower or busier machine.
 _NODES, _WORK = 14_000, 1_050_000_000
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.aggregators.gated import gated_pool
 from wsipipe.mil.base import Aggregator, MILOutput, init_linear
 from wsipipe.mil.packing import Segments, rows_tensor
@@ -74,6 +75,8 @@ class ABMIL(Aggregator):
         tile_dropout: bool = False,
     ) -> None:
         super().__init__(in_dim, n_classes)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout is a share of the units, 0 <= dropout < 1, not {dropout}.")
         self.dropout = dropout
         self.tile_dropout = tile_dropout
         by_tile = dropout if tile_dropout else 0.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.aggregators.abmil import AttentionScores, stream_attention
 from wsipipe.mil.base import Aggregator, MILOutput, init_linear
 from wsipipe.mil.packing import Segments
@@ -45,6 +46,11 @@ class CLAM(Aggregator):
         bag_weight: float = 0.7,
     ) -> None:
         super().__init__(in_dim, n_classes)
+        if k_sample < 1 or not 0 <= bag_weight <= 1:
+            raise ConfigError(
+                f"CLAM needs k_sample >= 1 and bag_weight within 0 and 1, not {k_sample}, "
+                f"{bag_weight}."
+            )
         self.multi_branch = multi_branch
         self.k_sample = k_sample
         self.subtyping = subtyping

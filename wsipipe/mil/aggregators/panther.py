@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.base import Aggregator, MILOutput
 from wsipipe.mil.packing import Segments
 
@@ -73,6 +74,8 @@ class Panther(Aggregator):
         dropout: float = 0.25,
     ) -> None:
         super().__init__(in_dim, n_classes)
+        if min(prototypes, iterations) < 1 or min(tau, eps) <= 0:
+            raise ConfigError("panther needs prototypes and iterations >= 1, tau and eps > 0.")
         self.iterations, self.tau, self.eps, self.normalise = iterations, tau, eps, normalise
         start = torch.randn(prototypes, in_dim) / math.sqrt(in_dim)
         self.prototypes: Tensor

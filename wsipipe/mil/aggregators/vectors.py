@@ -6,6 +6,7 @@ encoder's own vector is a bag of one tile and goes through here as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from wsipipe.mil.packing import Segments, rows_tensor
 
 if TYPE_CHECKING:
     from wsipipe.mil.losses import Criterion
+    from wsipipe.mil.targets import Target
 
 __all__ = ["CoxNet", "KNearest", "LinearProbe"]
 
@@ -52,6 +54,8 @@ class LinearProbe(_OnMean):
 
     def __init__(self, in_dim: int, n_classes: int = 2, *, c: float = 0.5) -> None:
         super().__init__(in_dim, n_classes)
+        if c <= 0:
+            raise ConfigError(f"linear needs c > 0, not {c}.")
         self.c = c
         self.head = nn.Linear(in_dim, n_classes)
 
@@ -110,6 +114,8 @@ class KNearest(_OnMean):
         capacity: int = 4096,
     ) -> None:
         super().__init__(in_dim, n_classes)
+        if min(k, temperature, capacity) <= 0:
+            raise ConfigError("knn needs k, temperature and capacity above 0.")
         self.k, self.temperature = k, temperature
         self.register_buffer("vectors", torch.zeros(capacity, in_dim))
         self.register_buffer("votes", torch.zeros(capacity, n_classes))
@@ -126,11 +132,14 @@ class KNearest(_OnMean):
         share = (weight[..., None] * votes[index]).sum(dim=1)
         return torch.log(share.clamp(min=1e-4))
 
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """See `Aggregator.check_targets`."""
+        if len(targets) > 1 or targets[0].task != "classification":
+            raise ConfigError("knn classifies one target.", "Use --aggregator linear or coxnet.")
+
     @torch.no_grad()
     def fit_vectors(self, vectors: Tensor, y: Tensor, criterion: Criterion, seed: int) -> bool:
         """See `Aggregator.fit_vectors`."""
-        if criterion.target.task != "classification" or criterion.target.width != self.n_classes:
-            raise ConfigError("knn classifies one target.", "Use --aggregator linear or coxnet.")
         keep = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
         keep = keep[: len(self.vectors)]
         self.vectors.zero_()
@@ -159,14 +168,17 @@ class CoxNet(_OnMean):
         """(B, in_dim) -> (B, n_classes)."""
         return self.head(vectors.to(self.head.weight.dtype))  # type: ignore[no-any-return]
 
+    def check_targets(self, targets: Sequence[Target]) -> None:
+        """See `Aggregator.check_targets`."""
+        if targets[0].loss != "cox":
+            raise ConfigError("coxnet needs --time and --event, with the Cox loss.")
+
     @torch.no_grad()
     def fit_vectors(self, vectors: Tensor, y: Tensor, criterion: Criterion, seed: int) -> bool:
         """See `Aggregator.fit_vectors`."""
         from sksurv.linear_model import CoxnetSurvivalAnalysis
         from sksurv.util import Surv
 
-        if criterion.target.loss != "cox":
-            raise ConfigError("coxnet needs --time and --event, with the Cox loss.")
         x = vectors.double().numpy()
         spread = np.where(x.std(axis=0) > 1e-9, x.std(axis=0), 1.0)
         truth = Surv.from_arrays(y[:, 1].numpy() == 1, np.maximum(y[:, 0].double().numpy(), 1e-9))

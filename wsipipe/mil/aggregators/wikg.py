@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsipipe.errors import ConfigError
 from wsipipe.mil.base import Aggregator, MILOutput
 from wsipipe.mil.packing import Segments
 
@@ -40,6 +41,11 @@ class WiKG(Aggregator):
         chunk: int = 2048,
     ) -> None:
         super().__init__(in_dim, n_classes)
+        if gate not in ("reference", "paper") or neighbours < 1 or chunk < 1:
+            raise ConfigError(
+                "WiKG's gate is reference or paper, with neighbours and chunk >= 1; not "
+                f"{gate!r}, {neighbours}, {chunk}."
+            )
         self.neighbours, self.gate, self.chunk = neighbours, gate, chunk
         self.scale = hidden**-0.5
         self.reduce = nn.Linear(in_dim, hidden)
