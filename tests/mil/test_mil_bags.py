@@ -246,3 +246,29 @@ def test_a_cohort_that_does_not_fit_is_not_kept_bag_by_bag(tmp_path):
     kept = weakref.ref(bank.array("a"))
     gc.collect()
     assert kept() is None
+
+
+def test_attributes_that_are_no_numbers_count_as_absent(tmp_path):
+    path = tmp_path / "a.h5"
+    _trident(path)
+    with h5py.File(path, "r+") as h5:
+        h5["coords"].attrs["patch_size_level0"] = "None"
+        h5.attrs["level0_mpp"] = "None"
+        h5.attrs["mpp"] = [0.5, 0.5]
+    file = inspect_bag(path)
+    assert file.tile_size is None
+    assert check_settings([file, file])["mpp"] == [0.5, 0.5]
+    assert place_tiles(file, unit="px0", tile_size=256).mpp is None
+
+
+def test_coordinates_and_states_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    _wsipipe(path, status=np.ones(19, np.uint8))
+    with pytest.raises(CorruptFileError, match="19 of status"):
+        read_bag(path)
+    with h5py.File(path, "r+") as h5:
+        del h5["tile_status"], h5["coords"]
+        h5["coords"] = np.full((20, 2), np.nan)
+        h5["coords"].attrs["patch_size_level0"] = 256
+    with pytest.raises(ConfigError, match="no numbers"):
+        place_tiles(inspect_bag(path))

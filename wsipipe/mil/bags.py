@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, CorruptFileError
 from wsipipe.store.features import open_h5, plain_attributes
 
-__all__ = ["Bag", "BagFile", "find_bags", "inspect_bag", "open_rows", "read_bag"]
+__all__ = [
+    "Bag",
+    "BagFile",
+    "find_bags",
+    "inspect_bag",
+    "open_rows",
+    "positive_number",
+    "read_bag",
+]
 
 _SUFFIXES = (".h5", ".hdf5", ".pt", ".pth", ".npy")
 _KEYS = ("features", "feats", "patch_embeddings")
@@ -181,9 +189,18 @@ def _encoder_weights(attrs: dict[str, Any]) -> str | None:
     return str(said) or None
 
 
+def positive_number(value: Any) -> float | None:
+    """An attribute as a positive number; None where it is none ("None", as some tools write)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < float("inf") else None
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -211,17 +228,17 @@ def _layout(
     attrs: dict[str, Any], coords_attrs: dict[str, Any], atlas: bool, has_coords: bool
 ) -> tuple[str, str | None, float | None]:
     """(layout, unit of the coordinates, tile edge in that unit)."""
-    size0 = coords_attrs.get("patch_size_level0")
+    size0 = positive_number(coords_attrs.get("patch_size_level0"))
     if attrs.get("encoding-type") == "wsipipe-features":
-        return "wsipipe", "px0" if has_coords else None, float(size0) if size0 else None
+        return "wsipipe", "px0" if has_coords else None, size0
     if "stamp_version" in attrs or attrs.get("unit") == "um":
-        size = attrs.get("tile_size_um", attrs.get("tile_size"))
-        return "stamp", "um" if attrs.get("unit") == "um" else None, float(size) if size else None
+        size = positive_number(attrs.get("tile_size_um", attrs.get("tile_size")))
+        return "stamp", "um" if attrs.get("unit") == "um" else None, size
     if atlas:
-        size = attrs.get("patch_size_level0", size0)
-        return "atlaspatch", "px0" if size else None, float(size) if size else None
+        size = positive_number(attrs.get("patch_size_level0", size0))
+        return "atlaspatch", "px0" if size else None, size
     if size0 is not None:
-        return "trident", "px0", float(size0)
+        return "trident", "px0", size0
     if "patch_level" in coords_attrs:
         downsample = coords_attrs.get("downsample", 1)
         factor = float(np.max(downsample)) if np.size(downsample) else 1.0
@@ -313,6 +330,8 @@ def good_rows(file: BagFile) -> NDArray[np.bool_] | None:
         if "tile_status" not in h5:
             return None
         good = h5["tile_status"][()] == 0
+    if good.shape != (file.rows,):
+        raise CorruptFileError(file.path, f"{file.rows} rows of features, {len(good)} of status.")
     return None if good.all() else good
 
 

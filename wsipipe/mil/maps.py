@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError
-from wsipipe.mil.bags import BagFile, good_rows, open_rows, read_coords
+from wsipipe.mil.bags import BagFile, good_rows, open_rows, positive_number, read_coords
 from wsipipe.mil.bank import all_finite
 from wsipipe.mil.contributions import contributions
 from wsipipe.mil.ensemble import Ensemble
@@ -117,6 +117,8 @@ def place_tiles(
         raise ConfigError(f"{file.path}: no coordinates, no heatmap.")
     good = good_rows(file)
     coords = coords.astype(np.float64) if good is None else coords[good].astype(np.float64)
+    if not np.isfinite(coords).all():
+        raise ConfigError(f"{file.path}: coordinates that are no numbers, no heatmap.")
     unit = file.unit or unit
     if unit not in ("px0", "um"):
         raise ConfigError(
@@ -129,7 +131,7 @@ def place_tiles(
             f"{file.path}: the file does not say how large its tiles are.",
             "Say it with --tile-size, in the unit of the coordinates.",
         )
-    mpp = file.attrs.get("level0_mpp")
+    mpp = positive_number(file.attrs.get("level0_mpp"))
     if mpp is None and slide is not None:
         mpp = slide.mpp
     if unit == "um":
@@ -138,10 +140,8 @@ def place_tiles(
                 f"{file.path}: coordinates are in µm; the slide is needed to place them.",
                 "Give --slides.",
             )
-        coords, edge = coords / float(mpp), edge / float(mpp)
-    return Placement(
-        coords, float(edge), _size(file, slide, coords, edge), None if mpp is None else float(mpp)
-    )
+        coords, edge = coords / mpp, edge / mpp
+    return Placement(coords, float(edge), _size(file, slide, coords, edge), mpp)
 
 
 def _tile_edge(file: BagFile) -> float | None:

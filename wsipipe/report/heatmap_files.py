@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.errors import ConfigError, SlideError
+from wsipipe.mil.bags import positive_number
 from wsipipe.mil.maps import SlideMap, explain, place_tiles
 from wsipipe.report.heatmap import (
     TileMap,
@@ -96,8 +97,8 @@ def write_heatmap(
     try:
         if slide_path is not None:
             # What the features were made at counts, where the slide says nothing or wrong.
-            mpp = slide_mpp or file.attrs.get("level0_mpp")
-            slide = open_slide(slide_path, mpp=None if mpp is None else float(mpp))
+            mpp = slide_mpp or positive_number(file.attrs.get("level0_mpp"))
+            slide = open_slide(slide_path, mpp=mpp)
     except SlideError as error:
         if say is not None:
             say(f"{file.slide_id}: drawn without its slide: {error}")
