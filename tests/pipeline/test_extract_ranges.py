@@ -23,10 +23,14 @@ import wsipipe as wp
 from tests.pipeline.test_extract_devices import Watch, worker_pids
 from wsipipe.config import ExtractSettings
 from wsipipe.embed.drain import Drain
+from wsipipe.owner import Owner
 from wsipipe.pipeline import ranges, run_extract
+from wsipipe.pipeline.claims import Claims
 from wsipipe.pipeline.planning import SlidePlan
 from wsipipe.pipeline.result import RunDrained
 from wsipipe.slide.discover import SlideEntry
+from wsipipe.store import Leases, Records, SlideResult, range_records, remove_range_records
+from wsipipe.store.progress import run_status
 
 Make = Callable[..., Any]
 # Says how many tiles it saw, and takes its time over them.
@@ -246,6 +250,83 @@ def test_a_slide_whose_range_kills_its_process_is_left_out(
     assert "crashed its process 2 times" in result.reasons["large"]
     again = run_extract(settings, slide.parent, reporter=Watch())
     assert again.failed == ("large",), "it is not tried again"
+
+
+@pytest.mark.parametrize(
+    ("act", "ended"),
+    [
+        pytest.param("os.path.exists({path!r}) and os.unlink({path!r})", "failed", id="removed"),
+        pytest.param("os.truncate({path!r}, os.path.getsize({path!r}) + 1)", "done", id="growing"),
+    ],
+)
+def test_a_slide_whose_file_does_not_stay_as_it_is_ends_like_any_other(
+    slide: Path, tmp_path: Path, make_encoder: Make, make_svs: Make, act: str, ended: str
+) -> None:
+    """What is found of its ranges does not count then; nobody waits for others."""
+    make_svs(slide.parent / "other.svs", seed=1)
+    encoder = make_encoder(act=f"import os; {act.format(path=str(slide))}")
+    settings = ExtractSettings.of(encoders=(encoder,), join=True, out=tmp_path / "out")
+    drain = Drain()
+    timer = threading.Timer(60, drain.request, ["too long"])
+    timer.start()
+    result = run_extract(settings, slide.parent, drain=drain, ranges={"large": 2})
+    timer.cancel()
+    assert not drain.requested
+    assert "other" in result.done
+    assert "large" in getattr(result, ended)
+    kind = "slide_failed" if ended == "failed" else "slide_done"
+    assert [e["slide_id"] for e in events(tmp_path / "out", kind)].count("large") == 1
+
+
+def test_a_slide_that_is_put_off_comes_behind_all_of_its_ranges(tmp_path: Path) -> None:
+    """Else a process would do a slide of which it is to make a range itself."""
+    pieces = list(ranges.cut_up([SlidePlan(SlideEntry("s", ""))], {"s": 2}))
+    elsewhere, leases = Leases(tmp_path / "leases"), Leases(tmp_path / "leases")
+    held = elsewhere.acquire("s~1-2")
+    assert held is not None
+
+    def suspect(plan: SlidePlan) -> bool:
+        held.release()  # the process that had the first range dies, too
+        return True
+
+    claims = Claims(
+        leases,
+        pieces,
+        replan=lambda plan: plan,
+        elsewhere=lambda plan: False,
+        suspect=suspect,
+        drain=Drain(),
+    )
+    assert list(claims) == []
+    assert [plan.key for plan in claims.put_off] == ["s~2-2", "s~1-2", "s"]
+
+
+def test_status_tells_of_ranges_from_the_first_on_and_not_of_slides_that_are_over(
+    tmp_path: Path,
+) -> None:
+    range_records(tmp_path).begin("large~1-2", "", [])
+    assert [entry["slide_id"] for entry in run_status(tmp_path).running] == ["large~1-2"]
+    records = Records(tmp_path)
+    result = SlideResult(encoder="mean", status="failed")
+    records.finish(records.begin("large", "", ["mean"]), [result])
+    status = run_status(tmp_path)
+    assert status.running == []
+    assert status.finished
+
+
+def test_attempts_at_ranges_go_with_their_slides_but_for_those_that_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run in the folder has other slides, and cuts them, too."""
+    records = range_records(tmp_path)
+    for key in ("a~1-2", "b/c~1-2", "b/c~2-2"):
+        records.finish(records.begin(key, "", []), [])
+    records.begin("a~2-2", "", [])
+    remove_range_records(tmp_path, {"a"})
+    assert {record.slide_id for record in records.all()} == {"a~2-2", "b/c~1-2", "b/c~2-2"}
+    monkeypatch.setattr(Owner, "state", lambda self: "dead")
+    remove_range_records(tmp_path, {"a", "b/c"})
+    assert list((tmp_path / ".partial").iterdir()) == []
 
 
 def plans(tmp_path: Path, *mebibytes: int) -> Iterator[SlidePlan]:

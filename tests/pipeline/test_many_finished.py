@@ -159,7 +159,6 @@ def test_the_last_slides_are_left_to_whoever_is_free(tmp_path: Path) -> None:
         replan=lambda p: p,
         elsewhere=lambda p: False,
         suspect=lambda p: False,
-        ready=lambda p: True,
         drain=Drain(),
     )
     taken: list[str] = []

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from wsipipe.embed.drain import Drain
 from wsipipe.pipeline.planning import SlidePlan
-from wsipipe.pipeline.ranges import size_on_disk
+from wsipipe.pipeline.ranges import ranges_of, size_on_disk
 from wsipipe.store import Lease, Leases, Records
 
 __all__ = ["Claims", "in_order"]
@@ -38,11 +38,7 @@ class Claims:
         elsewhere: Told of a slide that another process has settled; returns False where that
             process has failed on something that this one should try itself.
         suspect: Whether a slide has crashed a process: it is put off, to run alone later.
-        ready: Whether what the plan builds on has been made.
         drain: Ends the waiting.
-
-    Attributes:
-        put_off: The suspects met.
     """
 
     def __init__(
@@ -53,13 +49,12 @@ class Claims:
         replan: Callable[[SlidePlan], SlidePlan],
         elsewhere: Callable[[SlidePlan], bool],
         suspect: Callable[[SlidePlan], bool],
-        ready: Callable[[SlidePlan], bool],
         drain: Drain,
     ) -> None:
         self._leases, self._waiting = leases, deque(plans)
         self._replan, self._elsewhere, self._drain = replan, elsewhere, drain
-        self._suspect, self._ready = suspect, ready
-        self.put_off: list[SlidePlan] = []
+        self._suspect = suspect
+        self._put_off: list[SlidePlan] = []
         self._held: dict[str, Lease] = {}
         self._closed = False
 
@@ -73,7 +68,7 @@ class Claims:
                 if self._elsewhere(plan):
                     continue
                 if plan.entry.slide_id in self._slides_put_off:
-                    self.put_off.append(plan)
+                    self._put_off.append(plan)
                     continue
                 lease = self._leases.acquire(plan.key) if self._ready(plan) else None
                 if lease is None:
@@ -86,7 +81,7 @@ class Claims:
                 # Its owner has died, or the lease would not be free: with it in hand?
                 if self._suspect(now):
                     lease.release()
-                    self.put_off.append(now)
+                    self._put_off.append(now)
                     continue
                 self._held[plan.key] = lease
                 taken = True
@@ -116,8 +111,22 @@ class Claims:
         self._closed = True
 
     @property
+    def put_off(self) -> list[SlidePlan]:
+        """The suspects met, each slide behind its ranges, wherever the waiting has brought it."""
+        return sorted(self._put_off, key=lambda plan: plan.rows is None)
+
+    @property
     def _slides_put_off(self) -> set[str]:
-        return {plan.entry.slide_id for plan in self.put_off}
+        return {plan.entry.slide_id for plan in self._put_off}
+
+    def _ready(self, plan: SlidePlan) -> bool:
+        """A slide that is cut is published when none of its ranges is still to be made here, or in
+        hand: what others have made was let go. Whether all of it still lies there does not count:
+        for what was lost since, or made of a file that has changed, nobody would come."""
+        if plan.rows is not None or plan.ranges == 1:
+            return True
+        keys = {piece.key for piece in ranges_of(plan, plan.ranges)}
+        return keys.isdisjoint(list(self._held)) and all(p.key not in keys for p in self._waiting)
 
     def release(self, key: str) -> None:
         """The piece of work is over, one way or the other."""

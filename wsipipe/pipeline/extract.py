@@ -25,6 +25,7 @@ from wsipipe.pipeline.result import RunDrained, RunResult
 from wsipipe.pipeline.targets import Target, find_targets, identify_targets
 from wsipipe.slide.discover import SlideEntry, find_slides
 from wsipipe.store import (
+    remove_range_records,
     remove_stale_partials,
     remove_stale_temporaries,
     write_run_yaml,
@@ -164,11 +165,22 @@ def run_extract(
         state.run()
     finally:
         reporter.closed()
+        if ranges is None:
+            _tidy(plan)
         _write_tables(plan, state.facts())
     result = state.result(time.monotonic() - begun)
     if drain.requested and result.pending:
         raise RunDrained(str(drain.signal_name), result)
     return result
+
+
+def _tidy(plan: ExtractPlan) -> None:
+    """Remove what processes that shared slides, of this run or of a killed one, have left."""
+    from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
+
+    out = plan.settings.out
+    remove_range_records(out, {slide.entry.slide_id for slide in plan.slides})
+    remove_stale_partials(out / PARTIAL_FOLDER)
 
 
 def _run_elsewhere(

@@ -24,7 +24,7 @@ from wsipipe.pipeline.planning import SlidePlan
 from wsipipe.slide.files import is_url, slide_files
 from wsipipe.store import RowRange
 
-__all__ = ["MIN_RANGE_BYTES", "count_ranges", "cut_up", "size_on_disk"]
+__all__ = ["MIN_RANGE_BYTES", "count_ranges", "cut_up", "ranges_of", "size_on_disk"]
 
 # Less (some 5,000 tiles of a scan at 40x) is embedded before another process has found the tissue.
 MIN_RANGE_BYTES = 256 << 20
@@ -53,9 +53,14 @@ def cut_up(plans: Sequence[SlidePlan], counts: Mapping[str, int]) -> Iterator[Sl
         if count == 1 or plan.ranges > 1:
             yield plan
             continue
-        for number in range(1, count + 1):
-            yield replace(plan, rows=RowRange(number, count), ranges=count)
+        yield from ranges_of(plan, count)
         yield replace(plan, ranges=count)
+
+
+def ranges_of(plan: SlidePlan, count: int) -> list[SlidePlan]:
+    """The plans of a slide's `count` ranges."""
+    numbers = range(1, count + 1)
+    return [replace(plan, rows=RowRange(number, count), ranges=count) for number in numbers]
 
 
 def size_on_disk(path: str | Path) -> int:

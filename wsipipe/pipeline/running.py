@@ -16,7 +16,7 @@ from wsipipe.embed.tiles import read_job
 from wsipipe.embed.trace import Trace
 from wsipipe.embed.tuning import BatchTuner
 from wsipipe.embed.work import Task
-from wsipipe.errors import WsipipeError
+from wsipipe.errors import SlideError, WsipipeError
 from wsipipe.pipeline.account import Account, StrictStop
 from wsipipe.pipeline.claims import Claims, failed_meanwhile, in_order
 from wsipipe.pipeline.crash import LIMIT, CrashTrace, QuarantinedError, crashes, orphaned
@@ -33,7 +33,6 @@ from wsipipe.store import (
     EventLog,
     Leases,
     Records,
-    RowRange,
     SlideRecord,
     TextFilter,
     is_whole,
@@ -245,7 +244,6 @@ class RunState:
                 replan=self._replan_alone if alone else self._replan,
                 elsewhere=self._settled_elsewhere,
                 suspect=lambda plan: not alone and self._is_suspect(plan),
-                ready=self._is_ready,
                 drain=self._drain,
             )
             source = iter(self._claims)
@@ -266,27 +264,24 @@ class RunState:
         now = plan_slides(self._settings, self._targets, [plan.entry])[0]
         return replace(now, rows=plan.rows, ranges=plan.ranges)
 
-    def _is_ready(self, plan: SlidePlan) -> bool:
-        """A slide that is cut is published when all its ranges are made."""
-        if plan.rows is not None or plan.ranges == 1:
-            return True
-        cut = [RowRange(number, plan.ranges) for number in range(1, plan.ranges + 1)]
-        return all(self._is_made(replace(plan, rows=rows)) for rows in cut)
-
     def _is_made(self, plan: SlidePlan) -> bool:
         """Whether a range lies ready, for every encoder."""
+        if plan.rows is None:
+            return False
         settings = self._settings
-        return plan.rows is not None and all(
-            is_whole(
-                feature_path(settings.out, target, plan.entry.slide_id),
-                plan.rows,
-                folder=settings.out / PARTIAL_FOLDER,
-                identity=wanted_identity(
-                    settings, target, plan.entry, fingerprint(plan.entry.path)
-                ),
+        try:
+            found = fingerprint(plan.entry.path)
+            return all(
+                is_whole(
+                    feature_path(settings.out, target, plan.entry.slide_id),
+                    plan.rows,
+                    folder=settings.out / PARTIAL_FOLDER,
+                    identity=wanted_identity(settings, target, plan.entry, found),
+                )
+                for target in plan.todo
             )
-            for target in plan.todo
-        )
+        except SlideError:
+            return False  # whoever opens the slide next will say what is wrong with it
 
     def _settled_elsewhere(self, plan: SlidePlan) -> bool:
         if failed_meanwhile(self._records, plan.entry.slide_id, self._begun_utc):

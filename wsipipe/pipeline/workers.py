@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from wsipipe.config import ExtractSettings
@@ -34,8 +33,7 @@ from wsipipe.pipeline.planning import plan_slides
 from wsipipe.pipeline.ranges import count_ranges
 from wsipipe.pipeline.reporter import Reporter
 from wsipipe.pipeline.result import RunResult
-from wsipipe.pipeline.slide_task import PARTIAL_FOLDER
-from wsipipe.store import EventLog, Records, range_records, remove_stale_partials
+from wsipipe.store import EventLog, Records
 from wsipipe.store.events import utc_now
 
 if TYPE_CHECKING:
@@ -166,8 +164,6 @@ class Crew:
         finally:
             for worker in self._workers:
                 worker.process.join()
-            rmtree(range_records(self._settings.out).out, ignore_errors=True)
-            remove_stale_partials(self._settings.out / PARTIAL_FOLDER)
             if self._settings.profile is not None:
                 join_traces(self._traces, self._settings.profile)
 

@@ -29,7 +29,13 @@ from wsipipe.store.publish import (
     publish_text,
     remove_stale_temporaries,
 )
-from wsipipe.store.records import Records, SlideRecord, SlideResult, range_records
+from wsipipe.store.records import (
+    Records,
+    SlideRecord,
+    SlideResult,
+    range_records,
+    remove_range_records,
+)
 from wsipipe.store.tables import SlideRow, count_statuses, fold, result_of_file, write_tables
 
 __all__ = [
@@ -64,6 +70,7 @@ __all__ = [
     "read_attrs",
     "read_features",
     "redact_tokens",
+    "remove_range_records",
     "remove_stale_partials",
     "remove_stale_temporaries",
     "result_of_file",

@@ -11,7 +11,7 @@ from typing import Any
 from wsipipe.errors import ConfigError
 from wsipipe.owner import Owner
 from wsipipe.store.events import plain
-from wsipipe.store.records import Records, SlideRecord, range_records
+from wsipipe.store.records import Records, SlideRecord, range_records, slide_of_range
 from wsipipe.store.tables import SlideRow, count_statuses, find_outliers, fold
 
 __all__ = ["RunStatus", "run_status"]
@@ -114,6 +114,9 @@ def run_status(out: str | Path) -> RunStatus:
         raise ConfigError(f"{out} is not a folder.", "Name the --out folder of an extract run.")
     records = list(Records(out).all())
     rows, failures = fold(out, records=records)
-    if not rows and not (out / "run.yaml").exists():
+    # A killed run leaves such records behind, and the next may do the slide in one piece.
+    over = {row.slide_id for row in rows} - {r.slide_id for r in rows if r.status == "pending"}
+    ranges = [r for r in range_records(out).all() if slide_of_range(r.slide_id) not in over]
+    if not rows and not ranges and not (out / "run.yaml").exists():
         raise ConfigError(f"{out} holds no run.", "Name the --out folder of an extract run.")
-    return RunStatus(out, rows, failures, _running([*records, *range_records(out).all()]))
+    return RunStatus(out, rows, failures, _running([*records, *ranges]))

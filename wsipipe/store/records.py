@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,14 @@ from wsipipe.store.events import plain, utc_now
 from wsipipe.store.names import TextFilter
 from wsipipe.store.publish import publish_text
 
-__all__ = ["Records", "SlideRecord", "SlideResult", "Status", "range_records"]
+__all__ = [
+    "Records",
+    "SlideRecord",
+    "SlideResult",
+    "Status",
+    "range_records",
+    "remove_range_records",
+]
 
 Status = Literal["done", "empty", "failed", "pending"]
 VERSION = 1
@@ -236,6 +244,28 @@ class Records:
 def range_records(out: Path, *, texts: TextFilter | None = None) -> Records:
     """The attempts at ranges of slides' rows, while a run is cutting slides."""
     return Records(out / ".partial" / "ranges", texts=texts)
+
+
+def slide_of_range(key: str) -> str:
+    """The slide that a record of `range_records` is about: a of a~1-4."""
+    return key.rpartition("~")[0]
+
+
+def remove_range_records(out: Path, slide_ids: Collection[str]) -> None:
+    """Remove the attempts at ranges of these slides, but for those that are going on."""
+    records = range_records(out)
+    for record in records.all():
+        latest = record.attempts[-1] if record.attempts else None
+        at_work = latest is not None and latest["state"] == "running"
+        if slide_of_range(record.slide_id) not in slide_ids or (
+            at_work and _owner_of(record.attempts[-1]).state() != "dead"
+        ):
+            continue
+        with suppress(FileNotFoundError):
+            records.path_of(record.slide_id).unlink()
+    for folder, _, _ in os.walk(records.out, topdown=False):
+        with suppress(OSError):
+            Path(folder).rmdir()
 
 
 _RESULT_FIELDS = frozenset(f.name for f in fields(SlideResult))
