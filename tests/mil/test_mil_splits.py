@@ -259,3 +259,12 @@ def test_splits_that_name_no_slides_cannot_be_rewritten(tmp_path, capsys):
         main(["mil", "splits", str(tmp_path / "s.csv"), "--to", "stamp", "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert "no column 'slide_id'" in capsys.readouterr().err
+
+
+def test_a_validation_part_of_survival_holds_two_events():
+    for events in (4, 6, 9, 20):
+        layer = (np.arange(40) < events).astype(int)
+        splits = inner_splits(PATIENTS, layer, count=5, seed=events, survival=True)
+        assert len(splits) == min(5, events // 2)
+        place = {p: i for i, p in enumerate(PATIENTS)}
+        assert all(sum(layer[place[p]] for p in val) >= 2 for _, val in splits)

@@ -386,6 +386,31 @@ def test_missing_labels_weigh_the_same_in_one_pack_and_in_many():
         assert sum(p for p in parts if p is not None) / 8 == pytest.approx(criterion(z, y[:, t]))
 
 
+def test_a_run_killed_between_two_folds_keeps_what_the_others_learned(cohort, monkeypatch):
+    monkeypatch.setattr(fold_training, "_SAVE_EVERY_S", 0.0)
+    save, saved = fold_training.save_fold, []
+
+    def killed(folder, model):
+        if saved:
+            raise KeyboardInterrupt
+        saved.append(folder)
+        save(folder, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fold_training, "save_fold", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _train(cohort)
+    said: list[str] = []
+    _train(cohort, say=said.append)
+    assert any(f"Going on after epoch {QUICK.epochs}" in text for text in said)
+    assert not any("inner validation loss" in text for text in said)
+    assert not list((cohort / "out" / "cache").glob("progress-*"))
+    _train(cohort, "whole")
+    for k in range(3):
+        name = Path("models") / f"fold-{k}" / "model.safetensors"
+        assert (cohort / "out" / name).read_bytes() == (cohort / "whole" / name).read_bytes()
+
+
 def test_standardising_may_be_a_point_of_the_grid(cohort):
     settings = TrainSettings(
         aggregator_settings=SMALL, epochs=2, inner=1, grid={"standardize": [True]}

@@ -207,6 +207,7 @@ class FoldTrainer:
                 count=self._inner_count(fold),
                 seed=settings.seed + 1000 * fold.repeat + fold.fold,
                 groups=None if sites is None else [sites[i] for i in rows],
+                survival=self.plan.cohort.targets[0].task == "survival",
             )
         # Class weights, scale and time bins of the whole training part: members of one fold share
         # their units, and nothing of the test part is in them.
@@ -273,8 +274,7 @@ class FoldTrainer:
         """Models of the folds of a group, and the folds that failed with the reason."""
         runs = [r for k in group for r in self._runs(k, y)]
         state = self.out / "cache" / f"progress-{group[0]}-{group[-1]}.pt"
-        if save:
-            self._resume(runs, state)
+        used = self._resume(runs, state) if save else state
         saved = time.monotonic()
 
         def on_epoch(epoch: int, all_runs: Sequence[Run]) -> None:
@@ -307,19 +307,30 @@ class FoldTrainer:
                 continue
             if save:
                 save_fold(self.folder(self.plan.folds[k]), out[k])
-        state.unlink(missing_ok=True)
+        for path in {state, used}:
+            path.unlink(missing_ok=True)
         return out, failed
 
-    def _resume(self, runs: Sequence[Run], path: Path) -> None:
-        if not path.is_file():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["identity"] != self.plan.identity or set(state["runs"]) != {r.key for r in runs}:
-            return
-        for run in runs:
-            run.restore(state["runs"][run.key])
-            run.rng = state["runs"][run.key]["rng"].cpu()
-        self.say(f"Going on after epoch {min(r.epoch for r in runs)}.")
+    def _resume(self, runs: Sequence[Run], path: Path) -> Path:
+        """Go on from the state of these runs, or of more: some of its folds may be whole by now.
+
+        Returns:
+            The file it came from; `path` where there is none.
+        """
+        keys = {r.key for r in runs}
+        for known in [path] if path.is_file() else sorted(path.parent.glob("progress-*.pt")):
+            try:
+                state = torch.load(known, map_location=self.device, weights_only=True)
+            except FileNotFoundError:
+                continue  # another process has finished with it
+            if state["identity"] != self.plan.identity or not keys <= set(state["runs"]):
+                continue
+            for run in runs:
+                run.restore(state["runs"][run.key])
+                run.rng = state["runs"][run.key]["rng"].cpu()
+            self.say(f"Going on after epoch {min(r.epoch for r in runs)}.")
+            return known
+        return path
 
     def _save_progress(self, runs: Sequence[Run], path: Path) -> None:
         import io

@@ -150,11 +150,14 @@ def inner_splits(
     count: int,
     seed: int,
     groups: Sequence[str] | None = None,
+    survival: bool = False,
 ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """(train, validation) inside a training part: one 80/20 split, or `count` inner folds.
 
     Args:
         groups: Sites, where sites must not be on both sides of the inner split either.
+        survival: Is `layer` events? Then there are as many pieces as hold two events each: beside
+            a single event there may be nobody at risk, and its Cox loss is 0 whatever is learned.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -167,6 +170,8 @@ def inner_splits(
         layer = np.zeros_like(layer)
     else:
         pieces = min(pieces, smallest)
+    if survival:
+        pieces = min(pieces, int((layer == 1).sum()) // 2)
     owner = names if groups is None else np.array(groups)
     pieces = max(2, min(pieces, len(set(owner.tolist()))))
     cut = StratifiedGroupKFold(pieces, shuffle=True, random_state=seed)
