@@ -191,6 +191,26 @@ def test_a_model_that_fails_ends_the_run_and_says_so(run_engine: Run) -> None:
     assert caught.value.exit_code == 70, "1 would say that the others are complete"
 
 
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt()])
+def test_what_is_no_exception_ends_the_run_and_not_just_its_thread(
+    run_engine: Run, raised: BaseException
+) -> None:
+    class Leaving(FakeEncoder):
+        def start(self, tiles: Any) -> Any:
+            raise raised
+
+    with pytest.raises(ModelError, match=type(raised).__name__):
+        run_engine([FakeTask(0, 5)], encoders=[Leaving()])
+
+    def panic(job: Any) -> None:
+        raise raised
+
+    bad, good = FakeTask(0, 50, on_read=panic), FakeTask(1, 50)
+    seen = run_engine([bad, good])
+    assert type(raised).__name__ in str(seen.outcomes["s0"].error)
+    assert_whole(good)
+
+
 def test_drain_finishes_what_fits_and_leaves_the_rest(run_engine: Run) -> None:
     drain, recorder = Drain(), Recorder()
     tasks = [FakeTask(n, 60) for n in range(200)]

@@ -143,7 +143,18 @@ def test_check_finds_a_wrong_transform() -> None:
 def test_wrong_dim_is_told_with_both_shapes() -> None:
     from dataclasses import replace
 
-    from wsipipe.errors import EncoderError
+    from wsipipe.errors import ModelError
 
-    with pytest.raises(EncoderError, match=r"returned shape \(4, 12\).*\(4, 7\)"):
+    with pytest.raises(ModelError, match=r"returned shape \(4, 12\).*\(4, 7\)"):
         check_encoder(Encoder(replace(CARD, dim=7), Fine()))
+
+
+def test_what_is_no_tensor_is_told_with_its_type() -> None:
+    from wsipipe.errors import ModelError
+
+    class Pair(Fine):
+        def forward(self, x):
+            return super().forward(x), None
+
+    with pytest.raises(ModelError, match="returned a tuple, not a tensor"):
+        check_encoder(Encoder(CARD, Pair()))

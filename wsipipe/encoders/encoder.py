@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wsipipe.encoders.card import EncoderCard
 from wsipipe.encoders.precision import DTYPES, Resolved, lower
 from wsipipe.encoders.transform import Transform
-from wsipipe.errors import EncoderError
+from wsipipe.errors import EncoderError, ModelError
 
 __all__ = ["Encoder", "PendingFeatures"]
 
@@ -96,14 +96,20 @@ class Encoder(nn.Module):
             being computed; `start` hands it over to the host without waiting.
 
         Raises:
-            EncoderError: The tiles are not (B, H, W, 3) uint8, or the network returns another
-                shape than (B, card.dim).
+            EncoderError: The tiles are not (B, H, W, 3) uint8.
+            ModelError: The network returns anything but a tensor of shape (B, card.dim).
         """
         batch = self._as_tensor(tiles)
         with torch.inference_mode():
             pixels = self.transform(batch.to(self.device, non_blocking=True))
             with self._autocast():
                 features: Tensor = self.network(pixels)
+            if not isinstance(features, Tensor):
+                raise ModelError(
+                    self.card.name,
+                    f"Encoder {self.card.name} returned a {type(features).__name__}, not a tensor.",
+                    "Correct what `build` returns: a module of images in, (B, dim) out.",
+                )
             if features.shape != (len(batch), self.card.dim):
                 raise self._wrong_shape(features.shape, len(batch))
             return features.float()
@@ -141,8 +147,8 @@ class Encoder(nn.Module):
         """What decides the numbers, for the identity of a feature file (precision is left out)."""
         return self.card.identity(self.weights_sha256, self.revision, self.definition)
 
-    def _wrong_shape(self, shape: Sequence[int], count: int) -> EncoderError:
-        return EncoderError(
+    def _wrong_shape(self, shape: Sequence[int], count: int) -> ModelError:
+        return ModelError(
             self.card.name,
             f"Encoder {self.card.name} returned shape {tuple(shape)} for {count} tiles; its card "
             f"says ({count}, {self.card.dim}).",
