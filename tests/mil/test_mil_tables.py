@@ -117,3 +117,13 @@ def test_many_small_draws_still_have_an_interval(cohort):
     found = _train(cohort, monte_carlo=0.2, folds=20).metrics["metrics"]["auroc"]
     assert len(found["per_fold"]) == 20
     assert np.isfinite([found["ci_low"], found["ci_high"]]).all()
+
+
+def test_the_order_of_lines_changes_nothing(cohort):
+    _train(cohort)
+    labels = cohort / "labels.csv"
+    head, *lines = labels.read_text().splitlines()
+    labels.write_text("\n".join([head, *reversed(lines)]) + "\n")
+    _train(cohort, "other")
+    for name in ("splits.csv", "predictions.csv", "models/fold-0/model.safetensors"):
+        assert (cohort / "out" / name).read_bytes() == (cohort / "other" / name).read_bytes()

@@ -26,7 +26,7 @@ class Cohort:
     """Slides with features and labels.
 
     Attributes:
-        slide_ids: (S,) as the feature files are called.
+        slide_ids: (S,) as the feature files are called, sorted.
         patients: (S,) patient of each slide.
         sites: (S,) site of each slide, or None.
         y: (S, T, 2) float64: class index or value or time, and event; NaN = missing.
@@ -188,7 +188,10 @@ def join_cohort(
                     "Correct the labels, or run without --strict to leave them out.",
                 )
     dropped = {*missing, *unlabelled, *empty}
-    kept = [r for r in rows if r["slide_id"] not in dropped]
+    # By id, not as the lines stand: whoever sorts the table anew trains the same models.
+    kept = sorted(
+        (r for r in rows if r["slide_id"] not in dropped), key=lambda r: match[r["slide_id"]]
+    )
     if not kept:
         raise ConfigError(
             f"No slide has both a label and features ({len(rows)} labels, {len(files)} files).",
