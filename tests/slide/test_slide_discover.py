@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from slidekit import tissue, write_dicom
 
 import wsipipe as wp
-from wsipipe.errors import ConfigError
+from wsipipe.errors import ConfigError, SlideOpenError
 from wsipipe.slide import SlideEntry, find_slides, fingerprint
 
 
@@ -223,3 +224,33 @@ def test_names_that_are_no_text_get_ids_that_are(tmp_path):
     found = find_slides(tmp_path)
     assert sorted(entry.slide_id for entry in found) == ["caf%E9", "two%0Alines", "Ä 日本"]
     assert sorted(os.fsencode(Path(entry.path).name) for entry in found) == sorted(names)
+
+
+def test_a_path_that_no_file_can_have_is_one_failed_slide_of_a_manifest(tmp_path):
+    touch(tmp_path, "a.svs")
+    deep = f"{'x/' * 3000}b.svs"
+    entries = find_slides(write_manifest(tmp_path / "m.csv", f"path\na.svs\n{deep}\n"))
+    assert [entry.slide_id for entry in entries] == ["a", "b"]
+    with pytest.raises(SlideOpenError, match="cannot be read: File name too long"):
+        wp.open_slide(entries[1].path)
+    with pytest.raises(SlideOpenError, match="cannot be read"):
+        fingerprint(entries[1].path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_slides(deep)
+
+
+def test_a_locked_folder_is_one_failed_slide_of_a_manifest(tmp_path, monkeypatch):
+    touch(tmp_path, "a.svs", "locked/b.svs")
+    manifest = write_manifest(tmp_path / "m.csv", "path\na.svs\nlocked/b.svs\n")
+    look = Path.stat
+
+    def stat(path, **options):
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    entries = find_slides(manifest)
+    assert [entry.slide_id for entry in entries] == ["a", "b"]
+    with pytest.raises(SlideOpenError, match="cannot be read: Permission denied"):
+        wp.open_slide(entries[1].path)

@@ -157,6 +157,14 @@ def test_damaged_side_files_are_found(tmp_path: Path, name: str, content: bytes)
     assert [f.path for f in result.findings if f.severity == "damage"] == [name]
 
 
+def test_side_files_that_cannot_be_read_do_not_end_the_search(tmp_path: Path) -> None:
+    names = ["thumbnails/a.jpg", "tissue/a.geojson", "tissue/b.geojson"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    found = sorted(f.path for f in verify_run(tmp_path).findings if f.severity == "damage")
+    assert found == names
+
+
 def test_samples_are_compared_with_what_is_stored(tmp_path: Path, sound: FeatureFile) -> None:
     for k in range(3):
         meta = replace(sound.meta, slide_id=f"s{k}")

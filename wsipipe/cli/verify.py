@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from wsipipe.errors import ConfigError
+from wsipipe.errors import ConfigError, WsipipeError
 
 
 def command(
@@ -67,8 +67,8 @@ def command(
         typer.echo(json.dumps(content, ensure_ascii=False))
     else:
         for finding in result.findings:
-            text = f"{finding.severity}: {finding.path}: {finding.problem}. {finding.remedy}"
-            typer.echo(text.strip())
+            told = f"{finding.severity}: {finding.path}: {finding.problem}"
+            typer.echo(str(WsipipeError(told, finding.remedy)))
         typer.echo(_summary(result.files, result.tiles, result.sampled, result.worst_cosine))
     if result.damaged:
         raise typer.Exit(1)

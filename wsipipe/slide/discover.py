@@ -12,7 +12,7 @@ from typing import Final
 
 from wsipipe.errors import ConfigError
 from wsipipe.slide.dicom_file import series_uid
-from wsipipe.slide.files import is_url
+from wsipipe.slide.files import is_there, is_url
 from wsipipe.slide.mpp import check_user_mpp
 
 __all__ = ["SLIDE_SUFFIXES", "SlideEntry", "find_slides"]
@@ -74,7 +74,15 @@ def find_slides(
 
 
 def _from_path(path: Path) -> Iterable[SlideEntry]:
-    if path.is_dir() and not _is_zarr(path):
+    try:
+        is_folder = path.is_dir()
+        if not path.exists() and not path.is_symlink():
+            raise ConfigError(f"{path}: no such file or folder.", "Check the path.")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}).", "Check the path and its permissions."
+        ) from error
+    if is_folder and not _is_zarr(path):
         found = list(_from_folder(path))
         if not found:
             raise ConfigError(
@@ -83,8 +91,6 @@ def _from_path(path: Path) -> Iterable[SlideEntry]:
                 "PNG and JPEG images are taken when they are named.",
             )
         return found
-    if not path.exists() and not path.is_symlink():
-        raise ConfigError(f"{path}: no such file or folder.", "Check the path.")
     if path.suffix.lower() == ".csv":
         return _from_manifest(path)
     return [SlideEntry(_base_id(path.name), str(path))]
@@ -181,7 +187,7 @@ def _manifest_row(manifest: Path, line: int, row: dict[str, str | None]) -> Slid
     else:
         # Beside the manifest first, as it travels with its slides; then where the user stands.
         beside = manifest.parent / text
-        path = str(beside if beside.exists() or not Path(text).exists() else Path(text))
+        path = str(beside if is_there(beside) or not is_there(Path(text)) else Path(text))
     said_mpp = (row.get("mpp") or "").strip()
     mpp: float | None = None
     if said_mpp:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 from wsipipe.errors import SlideOpenError
 from wsipipe.slide.dicom_file import series_uid
 
-__all__ = ["check_is_file", "dicom_files", "fingerprint", "is_url", "slide_files"]
+__all__ = ["check_is_file", "dicom_files", "fingerprint", "is_there", "is_url", "slide_files"]
 
 _EDGE_BYTES: Final = 64 * 1024
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -23,6 +23,14 @@ _VMS_KEYS: Final = re.compile(
 def is_url(path: str | Path) -> bool:
     """True for "s3://..." and the like; a `Path` is never one."""
     return isinstance(path, str) and _URL.match(path) is not None
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at `path`, as far as this user may see: False in a locked folder."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def check_is_file(path: Path) -> None:

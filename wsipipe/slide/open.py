@@ -122,10 +122,14 @@ def _remote(url: str) -> _OwnReader:
 
 def _existing(path: str | Path) -> Path:
     where = Path(path)
-    if not where.exists():
-        problem = "a symbolic link to nothing" if where.is_symlink() else "the file does not exist"
-        raise SlideOpenError(path, problem, "Check the path.")
-    check_is_file(where)
+    try:
+        if not where.exists():
+            link = where.is_symlink()
+            problem = "a symbolic link to nothing" if link else "the file does not exist"
+            raise SlideOpenError(path, problem, "Check the path.")
+        check_is_file(where)
+    except OSError as error:
+        raise SlideOpenError(path, f"cannot be read: {error.strerror or error}") from error
     return where
 
 

@@ -164,14 +164,17 @@ def _side_files(out: Path) -> Iterator[Finding]:
             continue
         try:
             kind = json.loads(path.read_bytes()).get("type")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, OSError):
             kind = None
         if kind != "FeatureCollection":
             yield Finding("damage", _relative(path, out), "not GeoJSON", picture)
     for path in sorted((out / "thumbnails").rglob("*.jpg")):
         if path.name.startswith("."):
             continue
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError:
+            data = b""
         if not (data.startswith(b"\xff\xd8") and data.rstrip(b"\0").endswith(b"\xff\xd9")):
             yield Finding("damage", _relative(path, out), "not a whole JPEG", picture)
 
