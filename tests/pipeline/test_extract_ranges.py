@@ -278,6 +278,20 @@ def test_a_slide_whose_file_does_not_stay_as_it_is_ends_like_any_other(
     assert [e["slide_id"] for e in events(tmp_path / "out", kind)].count("large") == 1
 
 
+def test_rows_of_a_slide_that_another_run_publishes_meanwhile_do_not_stay(
+    slide: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    """As a run that has joined without cutting does it."""
+    one, out = (tmp_path / run / "features" / "mean" / "large.h5" for run in ("one", "out"))
+    copy = f"shutil.copy({str(one)!r}, {str(out)!r})"
+    encoder = make_encoder(act=f"import os, shutil; os.path.exists({str(one)!r}) and {copy}")
+    run_extract(ExtractSettings.of(encoders=(encoder,), out=tmp_path / "one"), slide)
+    out.parent.mkdir(parents=True)
+    settings = ExtractSettings.of(encoders=(encoder,), join=True, out=tmp_path / "out")
+    assert run_extract(settings, slide, ranges={"large": 2}).done == ("large",)
+    assert list((tmp_path / "out" / ".partial").glob("*.part")) == []
+
+
 def test_a_slide_that_is_put_off_comes_behind_all_of_its_ranges(tmp_path: Path) -> None:
     """Else a process would do a slide of which it is to make a range itself."""
     pieces = list(ranges.cut_up([SlidePlan(SlideEntry("s", ""))], {"s": 2}))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wsipipe.embed.outcome import Status
 from wsipipe.pipeline.slide_task import SlideTask
 from wsipipe.slide import Slide
-from wsipipe.store import SlideRecord
+from wsipipe.store import SlideRecord, check_file
 from wsipipe.tissue import TissueMask
 
 __all__ = ["RangeTask"]
@@ -31,12 +31,20 @@ class RangeTask(SlideTask):
 
     def finish(self) -> None:
         """Leave the rows to the slide's own task."""
+        if self._is_published():
+            self.abandon(keep=False)
+            return
         # Quality first: that the features' file is whole says that all is there.
         for quality in self._quality.values():
             quality.close(keep=True, whole=True)
         for _, sinks in self._views:
             for sink in sinks:
                 sink.close(keep=True, whole=True)
+
+    def _is_published(self) -> bool:
+        """Whether a run that does not cut has done the slide meanwhile."""
+        sinks = [sink for _, sinks in self._views for sink in sinks]
+        return all(check_file(sink.final, sink.identity).state == "done" for sink in sinks)
 
     def end_record(self, status: Status) -> None:
         """Record how it ended."""
