@@ -257,3 +257,12 @@ def test_flat_images(tmp_path, image):
     clear.save(tmp_path / "t.png")
     with wp.open_slide(tmp_path / "t.png", mpp=0.5) as slide:
         assert (slide.read(0, 0, 40, 40) == 255).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_of_sixteen_bits_a_channel_is_refused(tmp_path, channels):
+    cv2 = pytest.importorskip("cv2")
+    shape = (40, 40) if channels == 1 else (40, 40, channels)
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full(shape, 40_000, np.uint16))
+    with pytest.raises(wp.SlideOpenError, match="more than 8 bits per channel"):
+        wp.open_slide(tmp_path / "a.png")

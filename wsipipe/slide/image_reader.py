@@ -49,7 +49,10 @@ class ImageReader(Reader):
                     f"a flat image of {size[0]} x {size[1]} pixels is too large to hold in memory",
                     "Convert it to a tiled pyramid (for example with vips tiffsave --tile).",
                 )
-            if mode not in _EXACT_MODES:
+            # Pillow calls a PNG of 16 bits a channel RGB and drops the lower eight; only the raw
+            # mode of its decoder says so ("RGB;16B").
+            deep = any(str(tile[3]).endswith(";16B") for tile in image.tile)
+            if mode not in _EXACT_MODES or deep:
                 why = _REFUSED.get(mode, "more than 8 bits per channel")
                 raise SlideOpenError(
                     path, f"unsupported pixels ({mode}): {why}", "Convert the image to 8-bit RGB."
