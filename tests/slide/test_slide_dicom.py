@@ -7,7 +7,7 @@ import struct
 import numpy as np
 import openslide
 import pytest
-from slidekit import element, reduced, tissue, write_dicom
+from slidekit import element, reduced, sequence, tissue, write_dicom
 
 import wsipipe as wp
 from wsipipe.errors import SlideOpenError
@@ -151,6 +151,35 @@ def test_frames_without_an_order_are_refused(tmp_path):
     assert data.count(said) == 1
     path.write_bytes(data.replace(said, b""))
     with pytest.raises(SlideOpenError, match="does not say where its frames lie"):
+        wp.open_slide(path)
+
+
+@pytest.mark.parametrize("at", [None, (), (1,), (6, 1)])
+def test_frames_that_are_not_said_to_lie_on_a_lattice_are_refused(tmp_path, at):
+    """OpenSlide crashes on some of these, and shows white for others."""
+    path = write_dicom(tmp_path / "a.dcm", tissue(300, 300))
+    full = element(0x0020, 0x9311, b"CS", b"TILED_FULL")
+    data = path.read_bytes().replace(full, element(0x0020, 0x9311, b"CS", b"TILED_SPARSE"))
+    if at is not None:
+        place = b"".join(
+            element(0x0048, 0x021E + n, b"SL", struct.pack("<i", v)) for n, v in enumerate(at)
+        )
+        pixels = data.index(struct.pack("<HH", 0x7FE0, 0x0010))
+        group = sequence(0x0048, 0x021A, place)
+        groups = sequence(0x5200, 0x9230, *[group] * 9)
+        data = data[:pixels] + groups + data[pixels:]
+    path.write_bytes(data)
+    with pytest.raises(SlideOpenError, match=r"where its frames lie|side by side"):
+        wp.open_slide(path)
+
+
+def test_a_full_grid_of_too_few_frames_is_damaged(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", tissue(300, 300))
+    columns = element(0x0048, 0x0006, b"UL", struct.pack("<I", 300))
+    assert path.read_bytes().count(columns) == 1
+    wider = element(0x0048, 0x0006, b"UL", struct.pack("<I", 5000))
+    path.write_bytes(path.read_bytes().replace(columns, wider))
+    with pytest.raises(SlideOpenError, match="9 frames for 40 x 3 places"):
         wp.open_slide(path)
 
 

@@ -249,20 +249,23 @@ def _places(
     if (organisation != "TILED_FULL" and columns * rows > 1) or frames != columns * rows:
         groups = header.elements.get(_FRAME_GROUPS)
         if not isinstance(groups, list) or len(groups) != frames:
-            if not organisation:
-                raise SlideOpenError(
-                    path, "the file does not say where its frames lie "
-                    "(neither DimensionOrganizationType nor positions of frames)",
-                    "Export the slide from its source again, or convert it to a tiled TIFF.",
-                )  # fmt: skip
-            raise NotDirectDicom("frames without positions")
+            if organisation != "TILED_FULL":
+                raise _placeless(path, organisation)
+            if frames % (columns * rows):
+                raise DicomError(f"{frames} frames for {columns} x {rows} places")
+            raise NotDirectDicom("several frames at one place (focal planes or channels)")
         places = np.empty(frames, np.int64)
         for number, group in enumerate(groups):
             plane = group.get(_PLANE)
             at = plane[0] if isinstance(plane, list) and plane else {}
             x, y = as_number(at.get(_AT_COLUMN)), as_number(at.get(_AT_ROW))
-            if x is None or y is None or (x - 1) % block[0] or (y - 1) % block[1]:
-                raise NotDirectDicom("frames that do not lie on a lattice")
+            if x is None or y is None:
+                raise _placeless(path, organisation)
+            if (x - 1) % block[0] or (y - 1) % block[1]:
+                # wsidicom, the only one that opens it, would put them on the lattice.
+                raise SlideOpenError(
+                    path, "frames that do not lie side by side", "Convert it to a tiled TIFF."
+                )
             col, row = (x - 1) // block[0], (y - 1) // block[1]
             if not (0 <= col < columns and 0 <= row < rows):
                 raise DicomError("a frame lies outside the image")
@@ -271,6 +274,16 @@ def _places(
             raise NotDirectDicom("several frames at one place (focal planes or channels)")
         return places
     return np.arange(frames, dtype=np.int64)
+
+
+def _placeless(path: Path, organisation: str) -> SlideOpenError:
+    """Not for another reader: OpenSlide shows white for such a file, or ends the process."""
+    return SlideOpenError(
+        path,
+        "the file does not say where its frames lie "
+        f"(DimensionOrganizationType {organisation or 'missing'}, frames without positions)",
+        "Export the slide from its source again, or convert it to a tiled TIFF.",
+    )
 
 
 def _spacing(header: DicomHeader, width: int, height: int) -> tuple[Fraction, Fraction] | None:
