@@ -297,6 +297,21 @@ def test_rows_made_otherwise_are_not_taken_over(tmp_path: Path) -> None:
     assert open_rows(tmp_path, made_by="fp32").recovered_rows == 0
 
 
+@pytest.mark.parametrize("row_range", [None, RowRange(1, 2)])
+def test_a_batch_without_a_row_is_nothing_to_write(
+    tmp_path: Path, row_range: RowRange | None
+) -> None:
+    """As where a killed run had measured all the tiles that it was still to embed."""
+    partial = open_rows(tmp_path, row_range=row_range, flush_s=0.0)
+    put(partial, 0, 0)
+    partial.flush_if_due()
+    assert files(tmp_path) == []
+    put(partial, 0, 500)
+    put(partial, 500, 500)
+    partial.close(whole=row_range is not None)
+    assert open_rows(tmp_path).recovered_rows == 500
+
+
 def test_a_damaged_row_of_a_range_is_left_out(tmp_path: Path) -> None:
     partial = open_rows(tmp_path, row_range=RowRange(1, 2))
     put(partial, 0, 500)

@@ -152,6 +152,8 @@ class PartialRows:
             StoreError: A good tile's features are not finite numbers in the stored dtype.
             OutputError: The disk is full. What was flushed before stays usable.
         """
+        if not len(rows):
+            return
         # A copy: the caller's buffer is filled again by the next batch.
         with np.errstate(over="ignore"):
             values = np.array(features, dtype=self.dtype, order="C", copy=True)
