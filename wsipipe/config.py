@@ -137,6 +137,14 @@ class ExtractSettings(_Settings):
         names = (value,) if isinstance(value, str) else tuple(value)
         return tuple(dict.fromkeys(names))
 
+    @field_validator("out", "tissue", "roi", "weights", "stage", "profile", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        # An unset variable of the shell; as a path it would be the current folder.
+        if value == "":
+            raise ValueError("is empty")
+        return value
+
     @field_validator("shard", mode="before")
     @classmethod
     def _shard_text(cls, value: Any) -> Any:

@@ -337,6 +337,34 @@ def test_a_model_that_fails_ends_the_run_with_its_name(
     assert Records(tmp_path / "out").read("s0") is not None
 
 
+def test_what_is_said_of_a_staged_slide_names_the_slide(
+    tmp_path: Path, make_svs: Make, make_encoder: Make
+) -> None:
+    slide = make_svs(tmp_path / "slides" / "nompp.svs", mpp=None)
+    out, stage = tmp_path / "out", tmp_path / "stage"
+    result = wp.extract(slide, encoder=make_encoder(), out=out, stage=stage)
+    texts = [result.reasons["nompp"], *(p.read_text() for p in out.rglob("*") if p.is_file())]
+    assert str(slide) in texts[0]
+    assert not any(str(stage / "wsipipe") in text for text in texts)
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_the_start(
+    slides: Path, tmp_path: Path, make_encoder: Make
+) -> None:
+    (tmp_path / "file").touch()
+    for profile in (tmp_path / "file" / "t.json", Path("/proc/t.json")):
+        out = tmp_path / "out"
+        with pytest.raises((wp.ConfigError, wp.OutputError), match=str(profile.parent)):
+            wp.extract(slides, encoder=make_encoder(), out=out, profile=profile)
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["tissue", "stage", "weights"])
+def test_an_empty_text_is_not_the_current_folder(slides: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(wp.ConfigError, match=f"{name}.*is empty"):
+        wp.extract(slides, encoder="texture", out=tmp_path / "out", **{name: ""})
+
+
 def test_staged_slides_give_the_same_and_leave_nothing(
     slides: Path, tmp_path: Path, make_encoder: Make
 ) -> None:

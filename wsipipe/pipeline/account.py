@@ -134,7 +134,8 @@ class Account(Listener):
             record = task.record or self._records.begin(task.slide_id, task.path, [])
             made = {result.encoder for result in task.results}
             left = [target for target in task.plan.todo if target.folder not in made]
-            self._fail(record, left, outcome.error, outcome.stage, task.seconds)
+            error = task.said_of_the_slide(outcome.error)
+            self._fail(record, left, error, outcome.stage, task.seconds)
         self._released(task.plan.key)
         if outcome.status == "failed" and self._strict:
             raise StrictStop

@@ -15,7 +15,7 @@ from wsipipe.config import ExtractSettings
 from wsipipe.embed.tiles import plan_jobs
 from wsipipe.embed.trace import NO_TRACE, Trace
 from wsipipe.embed.work import View
-from wsipipe.errors import ReadError
+from wsipipe.errors import ReadError, WsipipeError
 from wsipipe.pipeline.outputs import feature_meta, publish_outline, publish_picture
 from wsipipe.pipeline.planning import SlidePlan, feature_path
 from wsipipe.pipeline.privacy import mask_id
@@ -99,7 +99,7 @@ class SlideTask:
     _tissue: TissueMask | None = None
     _views: list[tuple[View, list[RowSink]]] = field(default_factory=list)
     _quality: dict[View, QualityRows] = field(default_factory=dict)
-    _staged: bool = False
+    _staged: str = ""  # where the copy lies
     _bad: int = 0
     _begun: float = 0.0
 
@@ -158,8 +158,15 @@ class SlideTask:
 
     def _fetch(self, path: str) -> str:
         assert self.run.stage is not None
-        self._staged = True
-        return self.run.stage.fetch(path)
+        self._staged = self.run.stage.fetch(path)
+        return self._staged
+
+    def said_of_the_slide(self, error: Exception) -> Exception:
+        """The error with the slide's own path in place of its copy's, which will be gone."""
+        if self._staged and isinstance(error, WsipipeError):
+            error.problem = error.problem.replace(self._staged, self.path)
+            error.remedy = error.remedy.replace(self._staged, self.path)
+        return error
 
     def _find_tissue(self, slide: Slide) -> TissueMask:
         method = self.run.settings.tissue
