@@ -25,6 +25,7 @@ from wsipipe.mil.metrics.regression import regression_statistics
 from wsipipe.mil.metrics.survival import (
     breslow_survival,
     concordance_statistic,
+    discrete_survival,
     integrated_brier,
     ipcw_concordance,
     kaplan_meier,
@@ -153,6 +154,17 @@ def test_breslow_and_integrated_brier_tell_a_good_model_from_a_bad_one():
     bad = integrated_brier(*args, breslow_survival(time, event, -risk, -risk, at), at)
     null = integrated_brier(*args, breslow_survival(time, event, 0 * risk, 0 * risk, at), at)
     assert good < null < bad
+
+
+def test_discrete_hazards_of_an_exponential_law_give_its_curve():
+    """With a constant hazard the chance to live through a bin is exp(-rate * width)."""
+    rate, edges, last = 0.3, np.array([1.0, 2.5, 3.0]), 7.0
+    widths = np.diff([0.0, *edges, last])
+    at = np.array([0.0, 0.5, 1.0, 2.5, 3.0, 7.0, 9.0])
+    curve = discrete_survival(1 - np.exp(-rate * widths)[None], edges, last, at)[0]
+    wanted = np.exp(-rate * np.minimum(at, last))
+    assert curve[[0, 2, 3, 4, 5, 6]] == pytest.approx(wanted[[0, 2, 3, 4, 5, 6]], abs=1e-12)
+    assert curve[1] == pytest.approx((1 + np.exp(-rate)) / 2, abs=1e-12), "even within a bin"
 
 
 def test_c_index_reproduces_published_folds(mil_data):

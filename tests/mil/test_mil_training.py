@@ -324,6 +324,7 @@ def test_survival_says_c_index_ipcw_brier_and_log_rank(cohort, loss):
     assert 0.6 < result.metrics["metrics"]["c_index"]["pooled"] <= 1
     found = result.metrics["targets"]["months/died"]["survival"]
     assert found["ipcw_c"] is not None
+    assert found["integrated_brier"] < 0.25, "worse than a coin"
     rows = _rows(cohort / loss / "predictions.csv")
     assert list(rows[0])[4:] == ["time", "event", "risk"]
     assert "Kaplan-Meier" in (cohort / loss / "report.html").read_text()

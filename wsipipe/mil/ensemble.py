@@ -82,6 +82,13 @@ class FoldModel:
         said = self.info["targets"][target]
         return target_outputs(said, self.info["calibration"][target], logits)
 
+    def hazards(self, logits: NDArray[np.float64], target: int = 0) -> NDArray[np.float64]:
+        """(M, B, all columns) -> (M * B, bins), of a discrete-time target."""
+        said = self.info["targets"][target]
+        z = logits[..., said["start"] : said["start"] + said["bins"]] + np.array(said["base"])
+        values: NDArray[np.float64] = 1 / (1 + np.exp(-z.reshape(-1, said["bins"])))
+        return values
+
 
 class _Normalised:
     """A bag whose slices come standardised."""

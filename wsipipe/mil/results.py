@@ -75,7 +75,7 @@ def write_results(
         found: dict[str, Any] = {"task": target.task, "metrics": figures}
         found["baselines"] = _baselines(plan, trainer, target, data, t)
         if target.task == "survival":
-            found["survival"] = _survival_extras(plan, trainer, target, trained, data, t)
+            found["survival"] = _survival_extras(plan, trainer, target, trained, logits, data, t)
         if permuted is not None:
             found["permutation"] = _permutation(plan, trainer, permuted, target, t)
         document["targets"][target.name] = found
@@ -231,17 +231,29 @@ def _baselines(
     return out
 
 
+def _by_patient(
+    logits: Mapping[int, NDArray[np.float64]], trainer: FoldTrainer, patients: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """(members, bags, all columns) of each patient's bags."""
+    bags: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for bag, z in sorted(logits.items()):
+        bags[trainer.owners[bag]].append(z)
+    return [np.stack(bags[patient], axis=1) for patient in patients]
+
+
 def _survival_extras(
     plan: Plan,
     trainer: FoldTrainer,
     target: Target,
     trained: Mapping[int, FoldModel],
+    logits: Mapping[int, Mapping[int, NDArray[np.float64]]],
     data: OutOfFold,
     t: int,
 ) -> dict[str, Any]:
     """IPCW-C and integrated Brier by fold; log-rank at the median risk of each training part."""
     from wsipipe.mil.metrics.survival import (
         breslow_survival,
+        discrete_survival,
         integrated_brier,
         ipcw_concordance,
         log_rank,
@@ -270,9 +282,20 @@ def _survival_extras(
         if len(seen) >= 3:
             at = np.unique(np.quantile(seen, np.linspace(0.1, 0.9, 15)))
             at = at[(at > time[rows].min()) & (at < time[rows].max())]
-            # A Cox model's curves take its own log hazards, not those in units of their spread.
-            scale = model.info["calibration"][t]["scale"] if target.loss == "cox" else 1.0
-            curves = breslow_survival(*known, train_risk * scale, risk * scale, at)
+            if target.loss == "cox":
+                # The model's own log hazards, not those in units of their spread.
+                scale = model.info["calibration"][t]["scale"]
+                curves = breslow_survival(*known, train_risk * scale, risk * scale, at)
+            else:
+                edges = np.array(model.info["targets"][t]["edges"])
+                parts = _by_patient(logits[k], trainer, [data.patients[row] for row in rows])
+                last = float(known[0].max())
+                curves = np.stack(
+                    [
+                        discrete_survival(model.hazards(z, t), edges, last, at).mean(axis=0)
+                        for z in parts
+                    ]
+                )
             if len(at) >= 2:
                 ibs.append(integrated_brier(*known, time[rows], event[rows], curves, at))
     out: dict[str, Any] = {

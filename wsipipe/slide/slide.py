@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,8 +81,10 @@ class Slide:
         self._second: Reader | None = None
         self._second_tried = False
         self._lock = threading.Lock()
-        self._closed = False
-        self._reads = 0
+        self._closed = self._released = False
+        # One entry a read that is going on. Grows and shrinks without a lock: it is done for every
+        # block, and both are atomic.
+        self._reads: deque[None] = deque()
         info = reader.info
         self.reader = reader.name
         self.reader_reason = reader_reason
@@ -362,24 +365,26 @@ class Slide:
         Where threads are still reading, the last of them releases the files: OpenSlide's memory
         must not go away beneath them.
         """
-        with self._lock:
-            idle = not self._closed and not self._reads
-            self._closed = True
-        if idle:
-            self._release()
+        self._closed = True
+        self._release_when_idle()
 
     def _begin_read(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise ReadError(self.path, "the slide is closed", "Open it again.")
-            self._reads += 1
+        self._reads.append(None)  # before the look, so that `close` sees it or is seen
+        if self._closed:
+            self._end_read()
+            raise ReadError(self.path, "the slide is closed", "Open it again.")
 
     def _end_read(self) -> None:
+        self._reads.pop()
+        if self._closed:
+            self._release_when_idle()
+
+    def _release_when_idle(self) -> None:
         with self._lock:
-            self._reads -= 1
-            last = self._closed and not self._reads
-        if last:
-            self._release()
+            if self._reads or self._released:
+                return
+            self._released = True
+        self._release()
 
     def _release(self) -> None:
         self._reader.close()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = [
     "breslow_survival",
     "concordance_statistic",
+    "discrete_survival",
     "integrated_brier",
     "ipcw_concordance",
     "kaplan_meier",
@@ -75,6 +76,18 @@ def breslow_survival(
     steps = np.where(e == 1, 1 / at_risk[first], 0.0)
     hazard = np.array([steps[t <= a].sum() for a in at])
     return np.exp(-hazard[None] * np.exp(risk)[:, None])  # type: ignore[no-any-return]
+
+
+def discrete_survival(hazards: Array, edges: Array, last: float, at: Array) -> Array:
+    """S(t | x) of hazards by bin: (P, K), with inner edges (K - 1,) and the end of the last bin.
+
+    Events are taken as even within a bin ("constant density", Kvamme and Borgan 2021). Returns
+    (P, len(at)).
+    """
+    knots = np.concatenate([[0.0], edges, [max(last, edges[-1])]])
+    start = np.ones((len(hazards), 1))
+    curves = np.hstack([start, np.cumprod(1 - hazards, axis=1)])
+    return np.stack([np.interp(at, knots, curve) for curve in curves])
 
 
 def integrated_brier(
