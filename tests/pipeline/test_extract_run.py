@@ -348,17 +348,6 @@ def test_what_is_said_of_a_staged_slide_names_the_slide(
     assert not any(str(stage / "wsipipe") in text for text in texts)
 
 
-def test_a_trace_that_cannot_be_written_is_refused_before_the_start(
-    slides: Path, tmp_path: Path, make_encoder: Make
-) -> None:
-    (tmp_path / "file").touch()
-    for profile in (tmp_path / "file" / "t.json", Path("/proc/t.json")):
-        out = tmp_path / "out"
-        with pytest.raises((wp.ConfigError, wp.OutputError), match=str(profile.parent)):
-            wp.extract(slides, encoder=make_encoder(), out=out, profile=profile)
-        assert not out.exists()
-
-
 @pytest.mark.parametrize("name", ["tissue", "stage", "weights"])
 def test_an_empty_text_is_not_the_current_folder(slides: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(wp.ConfigError, match=f"{name}.*is empty"):

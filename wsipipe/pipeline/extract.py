@@ -110,8 +110,6 @@ def plan_extract(settings: ExtractSettings, inputs: Inputs) -> ExtractPlan:
         roi_settings(settings.roi, classes=settings.roi_class or ())
     check_devices(settings)
     check_writable(settings.out)
-    if settings.profile is not None:
-        check_writable(settings.profile.parent)
     entries, privacy = hide_names(settings, find_slides(inputs))
     if settings.shard is not None:
         entries = _share(entries, settings.shard)
@@ -285,7 +283,7 @@ def check_weights(settings: ExtractSettings, targets: Sequence[Target]) -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Find out now, not after an hour of work, whether the folder `out` can be written.
+    """Find out now, not after an hour of work, whether `out` can be written.
 
     Raises:
         OutputError: It cannot.
