@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from wsipipe.slide.blocks import fill_region, repeat_edge
 from wsipipe.slide.files import fingerprint, is_url, slide_files
 from wsipipe.slide.forgiving import ForgivingLevel
 from wsipipe.slide.icc import to_srgb
+from wsipipe.slide.in_use import InUse
 from wsipipe.slide.levels import exact_levels, round_half_up
 from wsipipe.slide.mpp import MppResult, resolve_mpp
 from wsipipe.slide.reader import CutBlockError, Reader
@@ -81,10 +81,7 @@ class Slide:
         self._second: Reader | None = None
         self._second_tried = False
         self._lock = threading.Lock()
-        self._closed = self._released = False
-        # One entry a read that is going on. Grows and shrinks without a lock: it is done for every
-        # block, and both are atomic.
-        self._reads: deque[None] = deque()
+        self._in_use = InUse(self._release)
         info = reader.info
         self.reader = reader.name
         self.reader_reason = reader_reason
@@ -221,7 +218,8 @@ class Slide:
         Raises:
             ReadError: No reader can decode it.
         """
-        self._begin_read()
+        if not self._in_use.enter():
+            raise ReadError(self.path, "the slide is closed", "Open it again.")
         try:
             block = self._reader.read_block(level, col, row, out)
         except CutBlockError:
@@ -229,7 +227,7 @@ class Slide:
         except ReadError as first:
             block = self._read_block_again(level, col, row, first)
         finally:
-            self._end_read()
+            self._in_use.leave()
         if block is not None and self._recolour is not None:
             block = self._recolour(block)
         return block
@@ -365,26 +363,7 @@ class Slide:
         Where threads are still reading, the last of them releases the files: OpenSlide's memory
         must not go away beneath them.
         """
-        self._closed = True
-        self._release_when_idle()
-
-    def _begin_read(self) -> None:
-        self._reads.append(None)  # before the look, so that `close` sees it or is seen
-        if self._closed:
-            self._end_read()
-            raise ReadError(self.path, "the slide is closed", "Open it again.")
-
-    def _end_read(self) -> None:
-        self._reads.pop()
-        if self._closed:
-            self._release_when_idle()
-
-    def _release_when_idle(self) -> None:
-        with self._lock:
-            if self._reads or self._released:
-                return
-            self._released = True
-        self._release()
+        self._in_use.close()
 
     def _release(self) -> None:
         self._reader.close()
