@@ -207,10 +207,13 @@ def test_a_signal_drains_and_the_same_command_goes_on(tmp_path: Path, name: str)
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     write_svs(tmp_path / "slides" / "s.svs", size=(1024, 1024))
-    slow = encoder_file(tmp_path, "import time; time.sleep(3)")
+    at_work = tmp_path / "at work"
+    act = f"import time; open({str(at_work)!r}, 'w').close(); time.sleep(10)"
+    slow = encoder_file(tmp_path, act)
     running = start("extract", tmp_path / "slides", "--encoder", slow, "--out", tmp_path / "o")
     deadline = time.monotonic() + 60
-    while not (tmp_path / "o" / "attempts").exists() and time.monotonic() < deadline:
+    # Before the first batch nothing would keep the run from ending at the first request.
+    while not at_work.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     time.sleep(0.3)
